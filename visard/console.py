@@ -1,0 +1,118 @@
+"""What a command shows: progress on standard error while it works, its answer on standard output at the end.
+
+In: counts. Out: a rich bar with rate and time left on a terminal, otherwise a plain line every few seconds; nothing when quiet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+PLAIN_LINE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found.
+
+    Args:
+        value: JSON-serialisable; printed by `--json`.
+        text: the same for people.
+    """
+
+    value: dict[str, Any]
+    text: str
+
+
+class Progress:
+    """Counts work done; made by `progress`."""
+
+    def __init__(self, total: int | None, unit: str) -> None:
+        self.total, self.unit, self.done = total, unit, 0
+        self._started = time.monotonic()
+
+    def advance(self, count: int = 1) -> None:
+        """`count` more units are done."""
+        self.done += count
+
+    def note(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        say(text)
+
+    def line(self) -> str:
+        """Rate and time left in words."""
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        rate = self.done / seconds
+        if self.total is None:
+            return f"{self.done:,} {self.unit}, {rate:,.1f}/s"
+        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        left_text = f"{left:,.0f} s left" if left != float("inf") else "time left unknown"
+        return f"{self.done:,}/{self.total:,} {self.unit}, {rate:,.1f}/s, {left_text}"
+
+
+class _PlainProgress(Progress):
+    def __init__(self, total: int | None, unit: str, title: str) -> None:
+        super().__init__(total, unit)
+        self._title, self._last = title, time.monotonic()
+
+    def advance(self, count: int = 1) -> None:
+        super().advance(count)
+        now = time.monotonic()
+        if now - self._last >= PLAIN_LINE_SECONDS:
+            self._last = now
+            say(f"{self._title}: {self.line()}")
+
+
+class _RichProgress(Progress):
+    def __init__(self, total: int | None, unit: str, bar: Any, task: Any) -> None:
+        super().__init__(total, unit)
+        self._bar, self._task = bar, task
+
+    def advance(self, count: int = 1) -> None:
+        super().advance(count)
+        self._bar.update(self._task, completed=self.done, speed=self.line())
+
+    def note(self, text: str) -> None:
+        self._bar.console.print(text, markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int | None, unit: str = "images", *, quiet: bool = False) -> Iterator[Progress]:
+    """A counter to `advance` inside the block.
+
+    Args:
+        title: what is being done.
+        total: units expected, None if unknown.
+        unit: what is counted, plural.
+        quiet: show nothing (ranks above 0, tests).
+    """
+    if quiet:
+        yield Progress(total, unit)
+        return
+    if not sys.stderr.isatty():
+        plain = _PlainProgress(total, unit, title)
+        yield plain
+        say(f"{title}: {plain.line()}")
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    with Bar(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[speed]}"),
+        console=Console(stderr=True),
+    ) as bar:
+        task = bar.add_task(title, total=total, speed="")
+        yield _RichProgress(total, unit, bar, task)
+
+
+def say(text: str) -> None:
+    """A line on standard error."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,28 @@
+"""The two errors that a user can cause. The command line prints their message as one line and exits with code 2.
+
+Anything else that escapes is our defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A mistake in the input or the settings: the message says what, where and what to do, in one line."""
+
+
+class FormatError(UserError):
+    """A file does not hold what its format promises.
+
+    Args:
+        path: the file.
+        problem: what is wrong, and what to do.
+        offset: byte position in the file at which it was noticed, where known.
+    """
+
+    def __init__(self, path: str | Path, problem: str, offset: int | None = None) -> None:
+        self.path = Path(path)
+        self.offset = offset
+        where = f"{path}" if offset is None else f"{path} at byte {offset}"
+        super().__init__(f"{where}: {problem}")

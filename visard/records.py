@@ -1,0 +1,220 @@
+"""The frozen values that cross from one stage to the next; each checks itself when it is made.
+
+Shapes: B images a batch, N images a data set, S crop size in pixels, K points, D embedding size.
+Images are uint8 RGB, points are float32 pixels in x, y order with (0, 0) at the centre of the top left pixel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visard.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+UInt8Array = NDArray[np.uint8]
+Float32Array = NDArray[np.float32]
+Int64Array = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Face:
+    """One detected face in a photograph.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, the photograph.
+        points: (5, 2) float32, pixels x, y: left eye, right eye, nose tip, left and right mouth corner, as seen by the viewer.
+        score: detector confidence in 0..1.
+        box: (4,) float32, x, y, width, height in pixels.
+    """
+
+    image: UInt8Array
+    points: Float32Array
+    score: float
+    box: Float32Array
+
+    def __post_init__(self) -> None:
+        assert self.image.ndim == 3 and self.image.shape[2] == 3 and self.image.dtype == np.uint8
+        assert self.points.ndim == 2 and self.points.shape[1] == 2
+        assert self.box.shape == (4,)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the loader hands to the loop, and the loop to the head.
+
+    Args:
+        images: (B, S, S, 3) uint8 RGB; normalised on the device by `ModelSpec.normalise`.
+        labels: (B,) int64 class index, -1 = unlabelled.
+        ids: B image ids.
+        flipped: (B,) bool, whether the image was mirrored.
+        points: (B, K, 2) float32 pixels, or None where the data set has none.
+        extras: what a teacher or an augmentation adds, by name.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    ids: tuple[str, ...]
+    flipped: torch.Tensor
+    points: torch.Tensor | None = None
+    extras: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.images.ndim == 4 and self.images.shape[3] == 3, self.images.shape
+        assert len(self.ids) == len(self.images) == len(self.labels) == len(self.flipped)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Batch:
+        """The same batch with every tensor on `device`."""
+        return Batch(
+            images=self.images.to(device, non_blocking=non_blocking),
+            labels=self.labels.to(device, non_blocking=non_blocking),
+            ids=self.ids,
+            flipped=self.flipped.to(device, non_blocking=non_blocking),
+            points=None if self.points is None else self.points.to(device, non_blocking=non_blocking),
+            extras={key: value.to(device, non_blocking=non_blocking) for key, value in self.extras.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What must travel with weights so that they give the same embeddings anywhere: `spec.json`.
+
+    Args:
+        backbone: the backbone's configuration as JSON with its "kind"; {"kind": "onnx"} for a frozen graph.
+        input_size: S, pixels; crops are S x S.
+        embedding_dim: D.
+        template: the landmark template that crops are aligned to ("arcface": the 112 px five points scaled to S).
+        colour: order of the channels the network was trained on, "RGB" or "BGR".
+        mean: grey level subtracted (0..255), all channels.
+        std: grey level divided by.
+        origin: where the weights come from, for people.
+        visard: version that wrote the file.
+    """
+
+    backbone: dict[str, Any]
+    input_size: int
+    embedding_dim: int
+    template: str = "arcface"
+    colour: str = "RGB"
+    mean: float = 127.5
+    std: float = 127.5
+    origin: str = ""
+    visard: str = ""
+
+    def __post_init__(self) -> None:
+        if self.input_size < 16:
+            raise UserError(f"spec: input_size is {self.input_size} px; at least 16 is needed")
+        if self.colour not in ("RGB", "BGR"):
+            raise UserError(f"spec: colour is {self.colour!r}; use 'RGB' or 'BGR'")
+        if self.std <= 0:
+            raise UserError(f"spec: std is {self.std}; it must be above 0")
+        if self.template != "arcface":
+            raise UserError(f"spec: template {self.template!r} is unknown; 'arcface' is supported")
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32, channels-last in memory: (x - mean) / std in the network's colour order."""
+        import torch
+
+        pixels = images.permute(0, 3, 1, 2)
+        if self.colour == "BGR":
+            pixels = pixels.flip(1)
+        return pixels.to(torch.float32).sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str = "spec.json") -> ModelSpec:
+        """Raises UserError for anything that is not a spec: bad JSON, an unknown key, a missing one, a wrong type."""
+        from visard.config import from_dict
+
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not JSON ({error}); write the model again with `visard export`") from error
+        return from_dict(cls, values, where=where)
+
+    @property
+    def hash(self) -> str:
+        """12 hexadecimal digits that name this spec in results."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A data set seen by a model. Rows of all arrays belong together.
+
+    Args:
+        vectors: (N, D) float32, raw (not normalised); may be memory-mapped. With "concatenated" flip D is doubled.
+        ids: N image ids, complete and unique.
+        labels: (N,) int64, -1 = unlabelled.
+        spec: the model's spec, as a dict; {} for embeddings from elsewhere.
+        flip: "none", "sum" or "concat": what was done with the mirrored view.
+    """
+
+    vectors: Float32Array
+    ids: tuple[str, ...]
+    labels: Int64Array
+    spec: dict[str, Any]
+    flip: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or len(self.vectors) != len(self.ids) or len(self.labels) != len(self.ids):
+            raise UserError(
+                f"embeddings: {self.vectors.shape} vectors, {len(self.ids)} ids and {len(self.labels)} labels do not belong together"
+            )
+        if len(set(self.ids)) != len(self.ids):
+            raise UserError("embeddings: the image ids are not unique; each image needs its own id")
+
+    @property
+    def norms(self) -> Float32Array:
+        """(N,) float32, the length of every vector: a sign of image quality for most margin losses."""
+        return np.linalg.norm(self.vectors, axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a protocol found, as it is written to JSON; tables, figures and pages are views of it.
+
+    Args:
+        protocol: e.g. "pairs".
+        metrics: name -> value; None = undefined with this data (too few impostors for the FAR asked for).
+        counts: how many images, genuine pairs, impostor pairs ... stood behind the metrics.
+        intervals: name -> (low, high), 95 %.
+        curves: name -> {"x": [...], "y": [...]} plus axis names.
+        examples: image ids worth looking at, by kind (e.g. "hardest genuine"): lists of dicts.
+        spec_hash: of the model that was evaluated.
+        settings: everything that changes the numbers (flip, folds, seed ...).
+    """
+
+    protocol: str
+    metrics: dict[str, float | None]
+    counts: dict[str, int]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    curves: dict[str, dict[str, Any]] = field(default_factory=dict)
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    spec_hash: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str = "result.json") -> Result:
+        from visard.config import from_dict
+
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not JSON ({error})") from error
+        return from_dict(cls, values, where=where)
