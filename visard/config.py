@@ -72,8 +72,11 @@ class MobileFaceNetConfig:
     input_size: int = 112
     width: int = 64
     """Channels of the stem; 64 in the paper, everything else scales with it."""
+    norm_eps: float = 1e-5
+    """Epsilon of the batch norms in the trunk; 1e-3 (MXNet's default) in InsightFace's published weights."""
 
     def __post_init__(self) -> None:
+        _check(self.norm_eps > 0, f"backbone.norm_eps is {self.norm_eps}; it must be above 0")
         _check(len(self.blocks) == 4 and min(self.blocks) >= 0, f"backbone.blocks is {self.blocks}; four numbers of at least 0")
         _check(self.width >= 8 and self.embedding_dim >= 1, "backbone.width must be at least 8, embedding_dim at least 1")
         _check(self.input_size >= 32, f"backbone.input_size is {self.input_size} px; at least 32")
