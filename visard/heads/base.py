@@ -1,0 +1,51 @@
+"""What every head is to the training loop: `begin_step()`, `head(embeddings, batch) -> (loss, logs)`, `after_step()`.
+
+The loop calls `begin_step` before an optimizer step, the head once per micro-batch, and `after_step` after the
+optimizer's update. Whatever waits between them (queues, samples, teachers) is the head's own state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from visard import dist
+from visard.records import Batch
+
+
+class Head(nn.Module):
+    """Embeddings and batch -> loss. Subclasses define `forward(embeddings, batch) -> (loss, logs)`.
+
+    The loss is this process's share of the mean over the global batch of the optimizer step: shares and their gradients
+    are summed over processes (and micro-batches), never averaged. Logs are means over this process's images, as tensors
+    on the device.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._images_global: int | None = None
+
+    def begin_step(self, images_global: int | None = None) -> None:
+        """An optimizer step begins.
+
+        Args:
+            images_global: images of the step over all processes and micro-batches; None = one batch a process.
+        """
+        self._images_global = images_global
+
+    def after_step(self) -> None:
+        """The optimizer has moved the parameters."""
+
+    def replicated_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that every process holds whole, whose gradients the loop sums over processes: all, by default."""
+        return self.parameters()
+
+    def images_global(self, batch: Batch) -> int:
+        """Images of the present optimizer step over all processes: the denominator of the loss."""
+        return self._images_global if self._images_global is not None else len(batch) * dist.world_size()
+
+    def __call__(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Typed `nn.Module.__call__`."""
+        loss, logs = super().__call__(embeddings, batch)
+        return loss, logs
