@@ -35,7 +35,7 @@ Margin = Callable[[Tensor, Tensor, MarginState], tuple[Tensor, MarginState, Tens
 """(cos_B, norms_B, state) -> (cos_B with the margin, next state, regulariser)."""
 
 SIN_FLOOR = 2.0**-11
-"""Smallest sin(theta) a slope is divided by: below it float32 cosines, 2**-24 apart under 1, hardly tell angles apart."""
+"""Smallest sin(theta) a slope is divided by: below, float32 cosines, 2**-24 apart under 1, hardly tell angles apart."""
 
 
 def plain(cos_B: Tensor, norms_B: Tensor, state: MarginState) -> tuple[Tensor, MarginState, Tensor]:
