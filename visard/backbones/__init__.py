@@ -1,6 +1,7 @@
 """Networks from a batch of crops to embeddings: (B, 3, S, S) float32 normalised -> (B, D) float32, not normalised.
 
-In: a backbone's configuration. Out: the freshly initialised module; `config_from_dict` reads the configuration out of a `spec.json`.
+In: a backbone's configuration. Out: the freshly initialised module.
+`config_from_dict` reads the configuration out of a `spec.json`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """IResNet, the residual network that ArcFace made the field's standard, in arcface_torch's parameter names and shapes.
 
 In: (B, 3, S, S) float32 normalised crops. Out: (B, D) float32 embeddings, not normalised.
-With width 64 and S = 112 the state dict is arcface_torch's, key by key; width and S are free (the last layer's input follows).
+With width 64 and S = 112 the state dict is arcface_torch's, key by key; width and S are free, the last layer follows.
 
-Source: Deng et al., ArcFace, arXiv:1801.07698, section 3.1 ("improved residual unit" BN-Conv-BN-PReLU-Conv-BN, output type E).
+Source: Deng et al., ArcFace, arXiv:1801.07698, section 3.1
+(the "improved residual unit" BN-Conv-BN-PReLU-Conv-BN; output type E).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ NORM_EPS = 1e-5
 
 
 class IResNet(nn.Module):
-    """Stem, four stages that each halve the map, batch norm, dropout, one linear layer, batch norm without a scale of its own."""
+    """Stem, four stages that each halve the map, batch norm, dropout, a linear layer, batch norm without a scale."""
 
     def __init__(self, config: IResNetConfig) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class IResNet(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.fc = nn.Linear(widths[3] * map_size**2, config.embedding_dim)
         self.features = nn.BatchNorm1d(config.embedding_dim, eps=NORM_EPS)
-        # A scale before the head's normalisation would only weigh dimensions against each other; arcface_torch fixes it at 1 too.
+        # As in arcface_torch: before the head's normalisation a scale would only weigh dimensions against each other.
         self.features.weight.requires_grad_(False)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

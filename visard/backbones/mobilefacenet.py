@@ -1,8 +1,8 @@
-"""MobileFaceNet with the block counts of the papers that use it, laid out as in the InsightFace models that those papers started from.
+"""MobileFaceNet, laid out as in the InsightFace models that the papers here started from, with their block counts.
 
 In: (B, 3, S, S) float32 normalised crops. Out: (B, D) float32 embeddings, not normalised.
-The map is halved four times; what is left (7x7 at 112 px) is weighed by one global depth-wise convolution of exactly that size,
-because the corners of an aligned crop matter less than its centre (the paper's reason against average pooling).
+The map is halved four times; what is left (7x7 at 112 px) is weighed by one global depth-wise convolution of exactly
+that size, because the corners of an aligned crop matter less than its centre (the reason against average pooling).
 
 Source: Chen et al., MobileFaceNets, arXiv:1804.07573, table 1. Expansions: 2x in a stage, 2x, 4x, 4x into the next one.
 """
@@ -21,7 +21,7 @@ EMBEDDING_NORM_EPS = 2e-5
 
 
 class MobileFaceNet(nn.Module):
-    """Stem, four stages of inverted bottlenecks, a 1x1 expansion, global depth-wise convolution, linear layer, batch norm."""
+    """Stem, four stages of inverted bottlenecks, 1x1 expansion, global depth-wise convolution, linear layer, norm."""
 
     def __init__(self, config: MobileFaceNetConfig) -> None:
         super().__init__()
@@ -41,10 +41,9 @@ class MobileFaceNet(nn.Module):
             return nn.Sequential(*(bottleneck(channels, channels, expanded, 1) for _ in range(blocks)))
 
         self.stem = conv(3, width, 3, stride=2)
-        # InsightFace's reading of the first count: one block is the paper's lone depth-wise convolution, more are bottlenecks.
-        self.stage1 = (
-            conv(width, width, 3, groups=width) if config.blocks[0] == 1 else stage(width, width, config.blocks[0])
-        )
+        # InsightFace's reading of the first count: 1 is the paper's lone depth-wise convolution, more are bottlenecks.
+        lone = config.blocks[0] == 1
+        self.stage1 = conv(width, width, 3, groups=width) if lone else stage(width, width, config.blocks[0])
         self.down2 = bottleneck(width, width, 2 * width, 2)
         self.stage2 = stage(width, 2 * width, config.blocks[1])
         self.down3 = bottleneck(width, 2 * width, 4 * width, 2)

@@ -1,6 +1,7 @@
 """Size of a network: parameters, and multiply-adds (MACs) an image, counted by running it once.
 
-In: a module and its crop size. Out: two integers. One multiply-add counts 1; papers that count 2 ("FLOPs") say so (docs/networks.md).
+In: a module and its crop size. Out: two integers. One multiply-add counts 1; some papers' "FLOPs" count it as 2
+(docs/networks.md names them).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_macs(module: nn.Module, input_size: int) -> int:
-    """Multiply-adds of all convolutions and linear layers for one image; norms and activations are not counted, as in the papers.
+    """Multiply-adds of all convolutions and linear layers for one image; norms and activations are not counted.
 
     Args:
         module: maps (B, 3, S, S) to embeddings; its mode and statistics are left as they were.

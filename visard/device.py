@@ -1,0 +1,102 @@
+"""Where to compute and how: the device behind a name, and the float32 matrix product that is fast and still float32.
+
+In: a setting. Out: a torch.device, or the name that torch.set_float32_matmul_precision takes.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Literal
+
+import torch
+
+from visard.errors import UserError
+
+MatmulSetting = Literal["auto", "highest", "high", "medium"]
+
+# A bf16 product is off by about 4e-3 of the result, TF32 by 5e-4, float32 by 2e-7 to 4e-7 (512 summands).
+FLOAT32_RELATIVE_ERROR = 1e-6
+# Between what was seen: 2.0 on Zen 5, 1.15 on another EPYC. Near either, noise would choose the run's last bits.
+WORTHWHILE_SPEEDUP = 1.4
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" takes cuda, else mps, else cpu.
+
+    Raises:
+        UserError: an unknown name, or a device that this machine or this build of torch does not have.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name!r} is unknown; use auto, cuda, cuda:N, mps or cpu") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise UserError(
+                f"device {name!r} was asked for, but torch {torch.__version__} sees {count} CUDA devices here"
+            )
+    elif device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("device 'mps' was asked for, but torch finds no Apple GPU here; use auto or cpu")
+    elif device.type != "cpu":
+        raise UserError(f"device {name!r} is unknown; use auto, cuda, cuda:N, mps or cpu")
+    return device
+
+
+def choose_float32_matmul(setting: MatmulSetting = "auto") -> str:
+    """The argument for torch.set_float32_matmul_precision.
+
+    On the CPU torch takes "medium" as leave to pick another kernel for float32 products (not for convolutions). On some
+    AMD CPUs that kernel is twice as fast and computes in float32; on CPUs with bf16 units it may round the operands to
+    bf16. Only a test tells, so "auto" runs one: "medium" where its error against float64 stays that of float32 and it
+    is clearly faster, "highest" otherwise. It takes some 40 ms, once a process. Whether a GPU may use TF32 ("high") it
+    does not decide: that is the user's choice.
+
+    Args:
+        setting: "auto", or the answer itself.
+
+    Returns:
+        "highest", "high" or "medium"; the caller sets it and keeps it in the run: a resumed run must use the same.
+    """
+    return setting if setting != "auto" else _measured_choice()
+
+
+@functools.cache
+def _measured_choice() -> str:
+    before = torch.get_float32_matmul_precision()
+    try:
+        return "medium" if _relative_error("medium") <= FLOAT32_RELATIVE_ERROR and _medium_is_faster() else "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _relative_error(precision: str) -> float:
+    left, right = _operands(256, 512, 256)
+    truth = left.double() @ right.double()
+    torch.set_float32_matmul_precision(precision)
+    return float(((left @ right).double() - truth).norm() / truth.norm())
+
+
+def _medium_is_faster() -> bool:
+    left, right = _operands(384, 768, 384)
+    out = torch.empty(384, 384)
+    best = {"highest": float("inf"), "medium": float("inf")}
+    # Alternating, and the fastest of several: another process on the core can only slow a trial down.
+    for _ in range(6):
+        for precision in best:
+            torch.set_float32_matmul_precision(precision)
+            started = time.perf_counter()
+            torch.mm(left, right, out=out)
+            best[precision] = min(best[precision], time.perf_counter() - started)
+    return best["highest"] / best["medium"] >= WORTHWHILE_SPEEDUP
+
+
+def _operands(rows: int, inner: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(rows, inner, generator=generator), torch.randn(inner, columns, generator=generator)
