@@ -1,0 +1,95 @@
+"""The command line: every command is there, mistakes are one line and exit code 2, help is fast."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from visard import __version__
+from visard.cli import COMMANDS, main
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "visard.cli", *arguments], capture_output=True, text=True)
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in COMMANDS)
+
+
+def test_help_answers_in_half_a_second() -> None:
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        assert run("--help").returncode == 0
+        seconds.append(time.perf_counter() - started)
+    assert statistics.median(seconds) < 0.5
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"visard {__version__}\n"
+
+
+def test_no_command_shows_the_overview_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage: visard COMMAND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_is_there(name: str) -> None:
+    module = importlib.import_module(COMMANDS[name].module)
+    assert hasattr(module, COMMANDS[name].config or "run")
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_help(name: str) -> None:
+    shown = run(name, "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert f"visard {name}" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("no-such-command",),
+        ("prepare", "no-such-folder", "out"),
+        ("prepare", "--no-such-option"),
+        ("train", "no_such_recipe"),
+        ("train", "rendered_tiny", "--optim.lr", "-1"),
+        ("train", "rendered_tiny", "--optim.no-such", "1"),
+        ("train", "scratch_small"),
+        ("train", "--resume", "no-such-run"),
+        ("embed", "no-such-model", "no-such-data", "out"),
+        ("evaluate",),
+        ("evaluate", "no-such-protocol"),
+        ("evaluate", "pairs", "no-such-model", "rendered:2x2"),
+        ("import", "no-such-weights", "out"),
+        ("export", "no-such-run", "out.onnx"),
+        ("report", "no-such-run", "out.html"),
+        ("models", "pull", "no-such-model"),
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_is_named_and_exits_with_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "visard.cli", *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip() or done.stdout.strip()
+    assert not list(tmp_path.iterdir()), "a mistake must leave nothing behind"
+
+
+def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "--json"]) == 0
+    assert {row["name"] for row in json.loads(capsys.readouterr().out)["recipes"]} >= {"rendered_tiny", "quickstart"}
