@@ -1,0 +1,124 @@
+"""Bytes of an image file -> (S, S, 3) uint8 RGB; what is broken, cut off or of another size is refused by its header.
+
+In: JPEG, PNG, BMP or WebP bytes. Out: an array, or an error that names the file and the record's byte offset.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from visard.errors import FormatError, UserError
+from visard.records import UInt8Array
+
+MAX_PIXELS = 1 << 26
+"""Larger images are refused: a flipped bit in a header must not allocate gigabytes."""
+
+_REMEDY = "copy it again or leave it out"
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def decode(data: bytes, size: int, resize: bool, path: str | Path, offset: int | None = None) -> UInt8Array:
+    """A crop of exactly `size` pixels.
+
+    Args:
+        data: the image file.
+        size: S in pixels.
+        resize: scale an image of another size (area interpolation down, linear up) instead of refusing it.
+        path, offset: named in an error.
+
+    Returns:
+        image: (S, S, 3) uint8 RGB.
+
+    Raises:
+        FormatError: not a whole image.
+        UserError: an image of another size.
+    """
+    # the usual JPEG crop shows its size in its first bytes; walking its markers would cost several times as much
+    if _frame(size) not in data[:2048]:
+        width, height = image_size(data, path, offset)
+        if (width, height) != (size, size) and not resize:
+            raise UserError(
+                f"{_where(path, offset)}: {width}x{height} px, not {size}x{size}; "
+                "align photographs with `visard prepare`, give the right size, or allow resizing (--data.resize)"
+            )
+    if data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-4096:] and b"\xff\xd9" not in data:
+        raise FormatError(path, f"the JPEG is cut off (no end marker); {_REMEDY}", offset)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise FormatError(path, f"the image cannot be decoded ({error.err}); {_REMEDY}", offset) from error
+    if image is None:
+        raise FormatError(path, f"the image cannot be decoded; {_REMEDY}", offset)
+    if image.shape != (size, size, 3):
+        if not resize:
+            raise FormatError(path, f"the image's header and its {image.shape} pixels differ; {_REMEDY}", offset)
+        shrinks = image.shape[0] > size and image.shape[1] > size
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return image
+
+
+def image_size(data: bytes, path: str | Path, offset: int | None = None) -> tuple[int, int]:
+    """(width, height) in pixels, from the header for JPEG and PNG, by decoding for other formats.
+
+    Raises:
+        FormatError: not an image, or one of more than `MAX_PIXELS`.
+    """
+    if data.startswith(b"\xff\xd8"):
+        size = _jpeg_size(data)
+    elif data.startswith(_PNG) and data[12:16] == b"IHDR" and len(data) >= 24:
+        size = struct.unpack(">II", data[16:24])
+    else:
+        size = _decoded_size(data)
+    if size is None or min(size) < 1:
+        problem = "is empty" if not data else "is not an image that can be read"
+        raise FormatError(path, f"{problem}; {_REMEDY}", offset)
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise FormatError(path, f"the image claims {width}x{height} px, above {MAX_PIXELS:,} pixels; {_REMEDY}", offset)
+    return width, height
+
+
+@functools.cache
+def _frame(size: int) -> bytes:
+    """Start of a baseline JPEG frame of 3 components, 8 bits, size x size."""
+    return b"\xff\xc0\x00\x11\x08" + struct.pack(">HH", size, size)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Walks the marker segments to the frame header."""
+    at = 2
+    while at + 9 <= len(data):
+        if data[at] != 0xFF:
+            return None
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+            return width, height
+        elif marker in (0xD9, 0xDA):
+            return None
+        else:
+            at += 2 + max(2, struct.unpack(">H", data[at + 2 : at + 4])[0])
+    return None
+
+
+def _decoded_size(data: bytes) -> tuple[int, int] | None:
+    """BMP and WebP are rare among crops; their headers are read by OpenCV, which refuses more than 2**30 pixels."""
+    if not data:
+        return None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
+        image = None if image is None else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        return None
+    return None if image is None else (image.shape[1], image.shape[0])
+
+
+def _where(path: str | Path, offset: int | None) -> str:
+    return str(path) if offset is None else f"{path}, record at byte {offset}"
