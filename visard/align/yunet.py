@@ -1,0 +1,117 @@
+"""YuNet, a small fast face detector, through OpenCV's FaceDetectorYN.
+
+In: a photograph of any size, (H, W, 3) uint8 RGB. Out: `Face` values with five points in its pixels. The current public file
+takes any input size; older files are made for exactly 320 or 640 px and get the photograph letterboxed.
+
+Source: Wu, Peng, Yu 2023, "YuNet: a tiny millisecond-level face detector".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from visard.errors import UserError
+from visard.records import Face, UInt8Array
+
+NMS_IOU = 0.3
+"""Boxes that overlap more are one face; OpenCV's own default."""
+
+
+class YuNet:
+    """A detector over one weights file.
+
+    Args:
+        paths: weights files by preference; the first that this OpenCV can read is used (OpenCV 4 reads only the fixed sizes).
+        min_score: faces with less confidence are not reported.
+        search_px: a photograph is searched at these longest sides in turn until a face is found. YuNet sees faces of about 10 to
+            300 px: a large photograph is shrunk first, where a small face was lost it is searched again at more detail, and
+            where the face fills the picture at less.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], *, min_score: float = 0.5, search_px: Sequence[int] = (640, 1280, 160)
+    ) -> None:
+        self.min_score = min_score
+        self.search_px = tuple(search_px)
+        self.path, self.fixed_px, self._network = _first_readable(paths, min_score)
+
+    def detect(self, image: UInt8Array, image_id: str = "") -> list[Face]:
+        """Every face found at the first of the search sizes that shows one."""
+        searched = set()
+        for longest in self.search_px:
+            scale = min(1.0, min(longest, self.fixed_px or longest) / max(image.shape[:2]))
+            if scale in searched:
+                continue
+            searched.add(scale)
+            if faces := self._detect_at(image, scale):
+                return faces
+        return []
+
+    def _detect_at(self, image: UInt8Array, scale: float) -> list[Face]:
+        height, width = image.shape[:2]
+        new_width, new_height = max(round(width * scale), 1), max(round(height * scale), 1)
+        pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        if (new_width, new_height) != (width, height):
+            pixels = cv2.resize(pixels, (new_width, new_height), interpolation=cv2.INTER_AREA)
+        if self.fixed_px:
+            pixels = cv2.copyMakeBorder(
+                pixels, 0, self.fixed_px - new_height, 0, self.fixed_px - new_width, cv2.BORDER_CONSTANT, value=(0, 0, 0)
+            )
+        self._network.setInputSize((pixels.shape[1], pixels.shape[0]))
+        _, rows = self._network.detect(pixels)
+        if rows is None:
+            return []
+        to_photo = np.array([width / new_width, height / new_height], dtype=np.float64)
+        faces = []
+        for row in np.asarray(rows, dtype=np.float64):
+            # YuNet's numbers are areas' coordinates: 0 is the corner of the first pixel. Points are given for pixel centres.
+            points = row[4:14].reshape(5, 2) * to_photo + POINT_SHIFT_PX
+            box = np.concatenate([row[0:2] * to_photo, row[2:4] * to_photo])
+            faces.append(
+                Face(image=image, points=points.astype(np.float32), score=float(row[14]), box=box.astype(np.float32))
+            )
+        return faces
+
+
+POINT_SHIFT_PX = 0.0
+
+
+def _first_readable(paths: Sequence[Path], min_score: float) -> tuple[Path, int, Any]:
+    failures = []
+    level = cv2.utils.logging.getLogLevel()
+    # OpenCV 5 warns on standard error at every load that a target cannot be set; nobody can do anything about it.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        for path in paths:
+            try:
+                fixed_px = _fixed_input_px(path)
+                size = fixed_px or 320
+                network = cv2.FaceDetectorYN.create(str(path), "", (size, size), min_score, NMS_IOU, 5000)
+                network.detect(np.zeros((size, size, 3), dtype=np.uint8))
+                return path, fixed_px, network
+            except cv2.error as error:
+                failures.append(f"{path.name} ({' '.join(str(error).split())[:120]})")
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    raise UserError(
+        f"OpenCV {cv2.__version__} cannot read the YuNet weights {'; '.join(failures)}; "
+        "pull the current file with `visard models pull yunet`"
+    )
+
+
+def _fixed_input_px(path: Path) -> int:
+    """The side the file was made for, 0 if it takes any. OpenCV 5 loads a fixed file at another size and gives wrong boxes."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        shape = onnx.load(str(path), load_external_data=False).graph.input[0].type.tensor_type.shape
+    except (DecodeError, IndexError) as error:
+        raise UserError(f"{path}: not an ONNX file; pull it again with `visard models pull yunet`") from error
+    sides = [dim.dim_value for dim in shape.dim[2:4]]
+    return max(sides, default=0)
