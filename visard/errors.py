@@ -23,6 +23,11 @@ class FormatError(UserError):
 
     def __init__(self, path: str | Path, problem: str, offset: int | None = None) -> None:
         self.path = Path(path)
+        self.problem = problem
         self.offset = offset
         where = f"{path}" if offset is None else f"{path} at byte {offset}"
         super().__init__(f"{where}: {problem}")
+
+    def __reduce__(self) -> tuple[type[FormatError], tuple[Path, str, int | None]]:
+        """From a worker process to its parent."""
+        return type(self), (self.path, self.problem, self.offset)

@@ -1,21 +1,21 @@
 """Crops on disk behind one interface: image by index -> (S, S, 3) uint8 RGB, with id, label and landmarks.
 
-In: a path or a name, to `open_dataset`. Out: a `FaceDataset`: `RecordDataset` (a prepared folder, or InsightFace's bare
-`.rec/.idx`), `FolderDataset` (a folder of identities, each a folder of crops), or rendered faces. All are map-style, without
-state, and pickle cheaply into worker processes.
+In: a path or a name, to `open_dataset`. Out: a `FaceDataset`: `RecordDataset` (a prepared folder, or InsightFace's
+bare `.rec/.idx`), `FolderDataset` (a folder of identities, each a folder of crops), or rendered faces. All are
+map-style, without state, and pickle cheaply into worker processes.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol, overload, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from visard.data.decode import decode, image_size
+from visard.data.lines import Lines
 from visard.data.recordio import RecordFile, read_index
 from visard.data.writer import MAX_IDENTITIES, DatasetInfo
 from visard.errors import FormatError, UserError
@@ -93,11 +93,11 @@ def open_dataset(source: str | Path, size: int | None = None, resize: bool = Fal
 
 
 class RecordDataset:
-    """A prepared folder, or InsightFace's `.rec` with its `.idx` (without one, the file is read once to find the records).
+    """A prepared folder, or InsightFace's `.rec` with its `.idx` (without one, the file is read once to find them).
 
-    In a bare `.rec` the image id is the record's key and the identities are named by their numbers. Where record 0 has the
-    labels (first identity record, end), as InsightFace writes, the images are the records 1 .. first - 1, as arcface_torch
-    takes them; otherwise all records are images.
+    In a bare `.rec` the image id is the record's key and the identities are named by their numbers. Where record 0
+    has the labels (first identity record, end), as InsightFace writes, the images are the records 1 .. first - 1, as
+    arcface_torch takes them; otherwise all records are images.
 
     Args:
         path: the folder or the `.rec` file.
@@ -139,8 +139,8 @@ class RecordDataset:
     def points(self, index: int) -> Float32Array | None:
         if self._points is None:
             return None
-        points = np.array(self._points[index])
-        if np.isnan(points).any():
+        points = self._points[index].copy()
+        if np.isnan(points[0, 0]):
             return None
         return scale_points(points, self.size / self._own_size) if self.size != self._own_size else points
 
@@ -281,59 +281,6 @@ class FolderDataset:
         return width
 
 
-class Lines(Sequence[str]):
-    """The lines of a UTF-8 text as a sequence that holds no Python strings: a mapped file or bytes, and 8 bytes a line.
-
-    Millions of str objects would be copied into every forked worker, page by page, by their reference counts.
-    """
-
-    def __init__(self, text: bytes | mmap.mmap) -> None:
-        self._text = text
-        self._path: Path | None = None
-        data = np.frombuffer(text, np.uint8)
-        chunks = range(0, len(data), 1 << 24)
-        ends = [np.flatnonzero(data[at : at + (1 << 24)] == ord("\n")) + at for at in chunks]
-        self._ends: Int64Array = np.concatenate(ends) if ends else np.empty(0, np.int64)
-
-    @classmethod
-    def from_file(cls, path: Path) -> Lines:
-        """Raises FormatError if the file is missing or its last line does not end."""
-        try:
-            with open(path, "rb") as file:
-                empty = os.fstat(file.fileno()).st_size == 0
-                lines = cls(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except FileNotFoundError as error:
-            raise FormatError(path, "is missing; prepare the data set again") from error
-        lines._path = path
-        if len(lines._text) and lines._text[len(lines._text) - 1] != ord("\n"):
-            raise FormatError(path, "is cut off in its last line; prepare the data set again", len(lines._text))
-        return lines
-
-    @classmethod
-    def from_strings(cls, strings: Iterable[str]) -> Lines:
-        """Strings without line breaks."""
-        return cls("".join(f"{s}\n" for s in strings).encode("utf-8", "surrogateescape"))
-
-    def __reduce__(self) -> tuple[object, tuple[object]]:
-        return (Lines.from_file, (self._path,)) if self._path else (Lines, (self._text,))
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"line {index} of {len(self)}")
-        index = int(index) % len(self)
-        start = int(self._ends[index - 1]) + 1 if index else 0
-        return self._text[start : int(self._ends[index])].decode("utf-8", "surrogateescape")
-
-
 def scale_points(points: Float32Array, scale: float) -> Float32Array:
     """Points after the image is resized by `scale`: the top left pixel's corner, (-0.5, -0.5), stays where it is."""
     return ((points + 0.5) * scale - 0.5).astype(np.float32)
@@ -370,7 +317,7 @@ def _load_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> 
         raise FormatError(path, f"cannot be read ({error}); prepare the data set again") from error
     if array.shape != shape or array.dtype != dtype:
         raise FormatError(path, f"is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}; prepare it again")
-    return array
+    return np.asarray(array)  # a plain view: np.memmap costs microseconds at each index
 
 
 def _sorted_entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -59,7 +59,7 @@ def decode(data: bytes, size: int, resize: bool, path: str | Path, offset: int |
             raise FormatError(path, f"the image's header and its {image.shape} pixels differ; {_REMEDY}", offset)
         shrinks = image.shape[0] > size and image.shape[1] > size
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return image
+    return np.asarray(image, np.uint8)
 
 
 def image_size(data: bytes, path: str | Path, offset: int | None = None) -> tuple[int, int]:

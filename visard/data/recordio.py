@@ -1,11 +1,13 @@
 """RecordIO, the container of MXNet and InsightFace: `.rec` holds the records, `.idx` their keys and byte offsets.
 
-In: paths and byte offsets, or payloads to write. Out: payload bytes, labels as arrays, or FormatError with file and offset.
+In: paths and byte offsets, or payloads to write. Out: payload bytes, labels as arrays, or FormatError with file and
+offset.
 
-A record is the magic 0xced7230a, a word (upper 3 bits: 0 whole, 1 first, 2 middle, 3 last part; lower 29 bits: length of the
-part), the bytes, and zeros up to the next multiple of 4; all little-endian. A payload that contains the magic at a multiple of
-4 is cut there into parts, without the magic, so that the start of a record can be found from anywhere. The payload of an image
-is the struct `IfQQ` (flag, label, id, id2), `flag` float32 labels if flag > 0, and the image file's bytes.
+A record is the magic 0xced7230a, a word (upper 3 bits: 0 whole, 1 first, 2 middle, 3 last part; lower 29 bits: length
+of the part), the bytes, and zeros up to the next multiple of 4; all little-endian. A payload that contains the magic
+at a multiple of 4 is cut there into parts, without the magic, so that the start of a record can be found from
+anywhere. The payload of an image is the struct `IfQQ` (flag, label, id, id2), `flag` float32 labels if flag > 0, and
+the image file's bytes.
 Source: the layout of dmlc-core's `recordio.h` and MXNet's `recordio.py`.
 """
 

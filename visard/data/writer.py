@@ -97,7 +97,7 @@ class DatasetWriter:
         source: how the data set is made, JSON-serialisable.
 
     Raises:
-        UserError: `out` exists; an id comes twice or holds a line break; an identity comes back after another; no image.
+        UserError: `out` exists; an id comes twice or holds a line break; an identity comes back; no image.
     """
 
     def __init__(self, out: Path, size: int, source: dict[str, Any]) -> None:
@@ -235,7 +235,7 @@ class _GrowingArray:
 
     def __init__(self, path: Path, dtype: str, row: tuple[int, ...]) -> None:
         self._dtype, self._row, self._rows = dtype, row, 0
-        self._file = open(path, "wb")
+        self._file = open(path, "wb")  # noqa: SIM115, closed by `close`
         self._write_header()
         self._start = self._file.tell()
 

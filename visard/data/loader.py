@@ -1,0 +1,215 @@
+"""Crops from a data set as batches: decoded, mirrored, augmented, in the sampler's order, ahead of their step.
+
+In: a `FaceDataset`, `DataConfig`, `EpochSampler` and perhaps an augmentation. Out: `records.Batch` of uint8 crops,
+which the device normalises (on the CPU it would cost as much as decoding). What a batch holds follows from (data set,
+seed, epoch, step, rank, world size) alone: not from the number of workers, nor from where the run was resumed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from visard.config import DataConfig
+from visard.data.dataset import BatchedDataset, FaceDataset
+from visard.data.sampler import EpochSampler
+from visard.data.transforms import Augment, Sample, SampleRandom, mirror_points
+from visard.errors import UserError
+from visard.records import Batch, Float32Array, Int64Array, UInt8Array
+
+AHEAD = 2
+"""Batches that are made while one is used."""
+
+_Task = tuple[int, Int64Array]
+_MISSING = np.full((5, 2), np.nan, np.float32)
+
+
+class Loader:
+    """Iterates over the rest of the sampler's epoch; the next iteration goes on with the next epoch.
+
+    The sampler's position moves when a batch is handed out: saved after the step that used the batch, it names the
+    step after. workers = 0 loads in a thread of this process, which helps because decoding lets go of the
+    interpreter; above 0 in so many processes, which stay between epochs.
+
+    Args:
+        dataset: crops; `BatchedDataset.images` is used where there is one.
+        config: flip probability and workers.
+        sampler: order, seed and position.
+        augment: called with each sample (after the flip) and its own generator; pickles where processes are spawned.
+        pin_memory: put batches into page-locked memory, from where copies to a GPU are asynchronous.
+    """
+
+    def __init__(
+        self,
+        dataset: FaceDataset,
+        config: DataConfig,
+        sampler: EpochSampler,
+        augment: Augment | None = None,
+        *,
+        pin_memory: bool = False,
+    ) -> None:
+        assert sampler.length == len(dataset), (sampler.length, len(dataset))
+        self.sampler = sampler
+        self._pin_memory = pin_memory
+        self._maker = _BatchMaker(dataset, sampler.seed, config.flip_probability, augment)
+        self._processes: DataLoader[dict[str, Any]] | None = None
+        if config.workers:
+            self._processes = DataLoader(
+                self._maker,
+                batch_size=None,
+                sampler=_Tasks(sampler),
+                num_workers=config.workers,
+                collate_fn=_as_it_is,
+                worker_init_fn=_start_worker,
+                persistent_workers=True,
+                prefetch_factor=AHEAD,
+                pin_memory=pin_memory,
+                # its own generator: otherwise each epoch takes a number from torch's, and a resumed run differs
+                generator=torch.Generator().manual_seed(0),
+            )
+
+    def __len__(self) -> int:
+        """Steps an epoch."""
+        return self.sampler.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        tasks = _Tasks(self.sampler)
+        for fields in _ahead(self._make, tasks) if self._processes is None else self._processes:
+            self.sampler.advance()
+            yield _batch(fields)
+
+    def _make(self, task: _Task) -> dict[str, Any]:
+        fields = self._maker[task]
+        if self._pin_memory:
+            fields = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in fields.items()}
+        return fields
+
+
+def batches(dataset: FaceDataset, batch_size: int) -> Iterator[Batch]:
+    """The whole data set in its own order, as it is: for evaluation. The last batch may be smaller.
+
+    Args:
+        batch_size: images a batch.
+    """
+    maker = _BatchMaker(dataset, 0, 0.0, None)
+    starts = range(0, len(dataset), batch_size)
+    tasks = ((0, np.arange(at, min(at + batch_size, len(dataset)))) for at in starts)
+    for fields in _ahead(maker.__getitem__, tasks):
+        yield _batch(fields)
+
+
+class _BatchMaker(Dataset[dict[str, Any]]):
+    """(epoch, indices) -> the fields of a batch; the same in a thread and in a worker process."""
+
+    def __init__(self, dataset: FaceDataset, seed: int, flip_probability: float, augment: Augment | None) -> None:
+        self._dataset, self._seed, self._flip_probability, self._augment = dataset, seed, flip_probability, augment
+
+    def __getitem__(self, task: _Task) -> dict[str, Any]:
+        try:
+            return self._make(*task)
+        except UserError as error:  # DataLoader would wrap it in a traceback; `_batch` raises it in the loop
+            return {"error": error}
+
+    def _make(self, epoch: int, indices: Int64Array) -> dict[str, Any]:
+        dataset = self._dataset
+        ids = tuple(dataset.ids[int(i)] for i in indices)
+        labels = dataset.labels[indices]
+        random = SampleRandom(self._seed, epoch)
+        flipped = random.flips(ids, self._flip_probability)
+        images = _images(dataset, indices, flipped)
+        points = _points(dataset, indices)
+        if points is not None:
+            points[flipped] = mirror_points(points[flipped], dataset.size)
+        if self._augment is not None:
+            for i, image_id in enumerate(ids):
+                given = _given(points, i)
+                sample = Sample(images[i], given, int(labels[i]), image_id, bool(flipped[i]))
+                sample = self._augment(sample, random.generator(image_id))
+                images[i] = sample.image
+                if points is not None:
+                    points[i] = _MISSING if sample.points is None else sample.points
+        return {
+            "images": torch.from_numpy(images),
+            "labels": torch.from_numpy(labels),
+            "ids": ids,
+            "flipped": torch.from_numpy(flipped),
+            "points": None if points is None else torch.from_numpy(points),
+        }
+
+
+class _Tasks(Sampler[_Task]):
+    """The steps that are left of the sampler's epoch, when the iteration begins."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self._sampler = sampler
+
+    def __iter__(self) -> Iterator[_Task]:
+        epoch, step = self._sampler.epoch, self._sampler.step
+        return ((epoch, self._sampler.batch(epoch, k)) for k in range(step, self._sampler.steps))
+
+
+def _images(dataset: FaceDataset, indices: Int64Array, flipped: NDArray[np.bool_]) -> UInt8Array:
+    """(B, S, S, 3) uint8, mirrored where `flipped`."""
+    if isinstance(dataset, BatchedDataset):
+        images = dataset.images(indices)
+        for i in np.flatnonzero(flipped):
+            images[i] = images[i, :, ::-1].copy()
+        return images
+    images = np.empty((len(indices), dataset.size, dataset.size, 3), np.uint8)
+    for i, index in enumerate(indices.tolist()):
+        image = dataset.image(index)
+        if flipped[i]:
+            cv2.flip(image, 1, dst=images[i])
+        else:
+            images[i] = image
+    return images
+
+
+def _points(dataset: FaceDataset, indices: Int64Array) -> Float32Array | None:
+    """(B, 5, 2) float32 with NaN for an image without landmarks; None if no image has any."""
+    found = [dataset.points(int(i)) for i in indices]
+    if all(p is None for p in found):
+        return None
+    return np.stack([_MISSING if p is None else p for p in found])
+
+
+def _given(points: Float32Array | None, i: int) -> Float32Array | None:
+    return None if points is None or np.isnan(points[i]).any() else points[i]
+
+
+def _ahead(make: Callable[[_Task], dict[str, Any]], tasks: Iterable[_Task]) -> Iterator[dict[str, Any]]:
+    """`map(make, tasks)`, made in a thread up to `AHEAD` results before they are asked for."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="visard-loader")
+    waiting: deque[Future[dict[str, Any]]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(make, task))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _batch(fields: dict[str, Any]) -> Batch:
+    if "error" in fields:
+        raise fields["error"]
+    return Batch(**{**fields, "ids": tuple(fields["ids"])})  # DataLoader's pinning makes a list of a tuple
+
+
+def _as_it_is(fields: Any) -> Any:
+    """Instead of DataLoader's collation; a named function, so that it pickles."""
+    return fields
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(1)
