@@ -1,0 +1,346 @@
+"""Verification on pairs of images, LFW style: are these two the same person?
+
+In: embeddings (never a model) and pairs: from LFW's pairs.txt, from one's own list, or drawn from labels. Out: a
+    `Result` with fold
+accuracy, AUC, EER, TAR at FARs with intervals, ROC, score histograms and the hardest pairs.
+
+Scores are cosines of the embeddings. The files are read by `pair_files.py`.
+
+Letters: N images, P pairs, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from visard.errors import UserError
+from visard.functional import metrics
+from visard.protocols.pair_files import Pairs, read_lfw_pairs, read_pair_list, read_pairs
+from visard.records import Embeddings, Int64Array, ModelSpec, Result
+
+FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+
+__all__ = [
+    "FARS",
+    "Missing",
+    "Pairs",
+    "draw_pairs",
+    "evaluate_pairs",
+    "far_name",
+    "pair_scores",
+    "read_lfw_pairs",
+    "read_pair_list",
+    "read_pairs",
+]
+
+Missing = Literal["error", "skip", "wrong"]
+
+CHUNK_PAIRS = 2048
+"""Pairs scored at once: two blocks of 2048 x 512 float32 are 8 MB, still in cache when they are multiplied."""
+
+
+def draw_pairs(labels: ArrayLike, ids: Sequence[str], count: int = 3000, folds: int = 10, seed: int = 0) -> Pairs:
+    """Genuine and impostor pairs drawn at random, in folds that share no identity.
+
+    The draw depends on ids, labels and seed, not on the order of the rows. Within a fold the genuine pairs are spread
+    over its identities as evenly as they have pairs; the impostors are uniform over all pairs of images of two
+    identities. No pair comes twice, none is of an image with itself, unlabelled images take no part.
+
+    Args:
+        labels: (N,) int64 identity of each image, -1 = unlabelled.
+        ids: N image ids.
+        count: genuine pairs, and as many impostors, over all folds, as evenly as they have them; fewer if all of them
+            together do not have so many.
+        folds: at most; fewer where there are not two identities for each.
+        seed: of the draw.
+
+    Raises:
+        UserError: fewer than four identities, or no identity has two images.
+    """
+    label_N = np.asarray(labels, dtype=np.int64)
+    if count < 1 or folds < 2:
+        raise UserError(f"pairs: {count} pairs in {folds} folds cannot be drawn; use at least 1 pair and 2 folds")
+    by_id = np.argsort(np.asarray(ids, dtype=np.str_), kind="stable") if len(ids) else np.empty(0, np.int64)
+    by_id = by_id[label_N[by_id] >= 0]
+    # Identities numbered by their first id, so that a data set with other label numbers gives the same pairs.
+    names, first = np.unique(label_N[by_id], return_index=True)
+    if len(names) < 4:
+        raise UserError(f"pairs: {len(names)} identities are too few to draw pairs in two folds; at least 4 are needed")
+    rank = np.empty(len(names), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(names))
+    identity = rank[np.searchsorted(names, label_N[by_id])]
+    folds = min(folds, len(names) // 2)
+    generator = np.random.default_rng([seed, 0x9A1C5])
+    fold_of_identity = np.empty(len(names), dtype=np.int64)
+    fold_of_identity[generator.permutation(len(names))] = np.arange(len(names)) % folds
+
+    members = []
+    for k in range(folds):
+        inside = np.flatnonzero(fold_of_identity[identity] == k)
+        inside = inside[np.argsort(identity[inside], kind="stable")]
+        sizes = np.bincount(identity[inside], minlength=len(names))
+        members.append((by_id[inside], sizes[sizes > 0]))
+    genuine_quotas = _level(np.array([_genuine_pairs(sizes).sum() for _, sizes in members]), count, generator)
+    impostor_quotas = _level(np.array([_impostor_pairs(sizes) for _, sizes in members]), count, generator)
+    parts = []
+    for k, (rows, sizes) in enumerate(members):
+        genuine = _draw_genuine(sizes, int(genuine_quotas[k]), generator)
+        impostor = _draw_impostors(sizes, int(impostor_quotas[k]), generator)
+        both = np.concatenate([genuine, impostor])
+        same = np.arange(len(both)) < len(genuine)
+        parts.append((rows[both[:, 0]], rows[both[:, 1]], same, np.full(len(both), k, dtype=np.int64)))
+    left, right, same_all, fold = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if not same_all.any():
+        raise UserError("pairs: no identity has two images, so there is no genuine pair to draw")
+    return Pairs(left, right, same_all, fold, source=f"drawn: count {count}, folds {folds}, seed {seed}")
+
+
+def pair_scores(embeddings: Embeddings, pairs: Pairs) -> NDArray[np.float64]:
+    """(P,) cosines of the pairs, computed in float32 (error about 1e-7).
+
+    Raises:
+        UserError: a vector is zero or not finite; the first ids are named.
+    """
+    used = np.unique(np.concatenate([pairs.left, pairs.right]))
+    norms = np.empty(len(embeddings.ids), dtype=np.float32)
+    for start in range(0, len(used), CHUNK_PAIRS):
+        rows = used[start : start + CHUNK_PAIRS]
+        block = embeddings.vectors[rows]
+        norms[rows] = np.sqrt(np.einsum("nd,nd->n", block, block))
+    broken = used[~(np.isfinite(norms[used]) & (norms[used] > 0))]
+    if len(broken):
+        names = ", ".join(embeddings.ids[row] for row in broken[:3])
+        raise UserError(
+            f"embeddings: {len(broken)} vectors are zero or not finite (first: {names}); "
+            "embed these images again or leave them out"
+        )
+    scores = np.empty(len(pairs), dtype=np.float64)
+    for start in range(0, len(pairs), CHUNK_PAIRS):
+        part = slice(start, start + CHUNK_PAIRS)
+        left, right = pairs.left[part], pairs.right[part]
+        dots = np.einsum("nd,nd->n", embeddings.vectors[left], embeddings.vectors[right])
+        scores[part] = dots / (norms[left] * norms[right])
+    return scores
+
+
+def evaluate_pairs(
+    embeddings: Embeddings,
+    pairs: Pairs,
+    *,
+    fars: Sequence[float] = FARS,
+    missing: Missing = "error",
+    examples: int = 24,
+    histogram_bins: int = 80,
+) -> Result:
+    """Scores the pairs and says everything there is to say about the scores.
+
+    Args:
+        embeddings: of the images that the pairs name.
+        pairs: see `Pairs`; at least two folds.
+        fars: false accept rates for TAR@FAR; None is answered where there are fewer impostors than 1 / FAR.
+        missing: pairs whose image has no embedding: "error"; "skip" leaves them out; "wrong" counts each as a wrong
+            decision at any threshold (a genuine pair never accepted, an impostor always), the score of a system that
+            must always answer.
+        examples: hardest genuine (lowest score) and impostor pairs (highest) kept.
+        histogram_bins: between the lowest and the highest score.
+
+    Raises:
+        UserError: missing images with "error", fewer than two folds, only one kind of pair, a zero vector.
+    """
+    present = pairs.present
+    absent = int((~present).sum())
+    if absent and missing == "error":
+        raise UserError(
+            f"pairs: {absent} of {len(pairs)} name an image without an embedding; use missing 'skip' or 'wrong'"
+        )
+    judged = pairs.select(present)
+    _check_answerable(judged)
+    scores = pair_scores(embeddings, judged)
+    genuine, impostor = scores[judged.same], scores[~judged.same]
+    counted = pairs if missing == "wrong" else judged
+    counts = {
+        "images": len(embeddings.ids),
+        "pairs": len(counted),
+        "genuine": int(counted.same.sum()),
+        "impostor": int((~counted.same).sum()),
+        "pairs_missing": absent,
+    }
+    values, intervals, curves = _measure(scores, judged, counted, fars)
+    edges = np.histogram_bin_edges(scores, bins=histogram_bins)
+    for name, part in (("genuine_scores", genuine), ("impostor_scores", impostor)):
+        heights, _ = np.histogram(part, bins=edges)
+        centres = (edges[:-1] + edges[1:]) / 2
+        curves[name] = _curve("cosine", "pairs", centres, heights)
+    return Result(
+        protocol="pairs",
+        metrics=values,
+        counts=counts,
+        intervals=intervals,
+        curves=curves,
+        examples={
+            "hardest_genuine": _hardest(embeddings, judged, scores, True, examples),
+            "hardest_impostor": _hardest(embeddings, judged, scores, False, examples),
+        },
+        spec_hash=_spec_hash(embeddings.spec),
+        settings={
+            "pairs": pairs.source,
+            "flip": embeddings.flip,
+            "folds": len(np.unique(counted.fold)),
+            "missing": missing,
+            "fars": list(fars),
+            "score": "cosine",
+        },
+    )
+
+
+def far_name(far: float) -> str:
+    """1e-3 -> "tar@far=1e-3": the name of the metric."""
+    mantissa, exponent = f"{far:e}".split("e")
+    return f"tar@far={float(mantissa):g}e{int(exponent)}"
+
+
+def _measure(
+    scores: NDArray[np.float64], judged: Pairs, counted: Pairs, fars: Sequence[float]
+) -> tuple[dict[str, float | None], dict[str, tuple[float, float]], dict[str, dict[str, Any]]]:
+    """Metrics, intervals and curves; pairs that are counted but not judged are wrong at every threshold."""
+    unscored = ~counted.present
+    genuine = np.concatenate([scores[judged.same], np.full(int((counted.same & unscored).sum()), -np.inf)])
+    impostor = np.concatenate([scores[~judged.same], np.full(int((~counted.same & unscored).sum()), np.inf)])
+    fold_names, judged_K = np.unique(judged.fold, return_counts=True)
+    counted_K = np.array([int((counted.fold == name).sum()) for name in fold_names])
+    # A fold of which nothing could be scored has no threshold, but its pairs are wrong all the same.
+    lost_folds = len(np.unique(counted.fold)) - len(fold_names)
+    folds = metrics.fold_accuracy(scores, judged.same, judged.fold)
+    on_grid = metrics.fold_accuracy(scores, judged.same, judged.fold, grid=metrics.usual_grid())
+    accuracy_K = np.concatenate([folds.accuracies * (judged_K / counted_K), np.zeros(lost_folds)])
+    grid_accuracy_K = np.concatenate([on_grid.accuracies * (judged_K / counted_K), np.zeros(lost_folds)])
+    values: dict[str, float | None] = {
+        "accuracy": float(accuracy_K.mean()),
+        "accuracy_std": float(accuracy_K.std()),
+        "accuracy_usual_grid": float(grid_accuracy_K.mean()),
+        "accuracy_usual_grid_std": float(grid_accuracy_K.std()),
+        "threshold": _usable(folds.thresholds.mean()),
+        "auc": metrics.auc(genuine, impostor),
+        "eer": metrics.equal_error_rate(genuine, impostor),
+    }
+    intervals: dict[str, tuple[float, float]] = {}
+    _add_interval(intervals, "accuracy", round(float(folds.accuracies @ judged_K)), len(counted))
+    for far, point in zip(fars, metrics.operating_points(genuine, impostor, fars), strict=True):
+        name = far_name(far)
+        values[name] = None if point is None else point.tar
+        values[name.replace("tar@", "threshold@")] = None if point is None else _usable(point.threshold)
+        if point is not None:
+            _add_interval(intervals, name, point.genuine_accepted, point.genuine)
+            # The FAR that was reached, with the interval that says how well so few impostors know it.
+            _add_interval(intervals, name.replace("tar@", "reached@"), point.impostors_accepted, point.impostors)
+    curve = metrics.roc(genuine, impostor)
+    assert curve is not None
+    curves = {
+        "roc": _curve("FAR", "TAR", *metrics.thin_curve(curve, 500)),
+        "fold_accuracy": _curve("fold", "accuracy", fold_names, accuracy_K[: len(fold_names)]),
+        "fold_thresholds": _curve("fold", "threshold", fold_names, folds.thresholds),
+    }
+    return values, intervals, curves
+
+
+def _add_interval(intervals: dict[str, tuple[float, float]], name: str, successes: int, trials: int) -> None:
+    interval = metrics.wilson_interval(successes, trials)
+    if interval is not None:
+        intervals[name] = interval
+
+
+def _check_answerable(pairs: Pairs) -> None:
+    genuine = int(pairs.same.sum())
+    if genuine == 0 or genuine == len(pairs):
+        raise UserError(f"pairs: {genuine} genuine and {len(pairs) - genuine} impostor pairs; both kinds are needed")
+    folds = len(np.unique(pairs.fold))
+    if folds < 2:
+        raise UserError(
+            "pairs: all are in one fold; a threshold is chosen on the other folds, so at least 2 are needed"
+        )
+
+
+def _hardest(
+    embeddings: Embeddings, pairs: Pairs, scores: NDArray[np.float64], same: bool, count: int
+) -> list[dict[str, Any]]:
+    candidates = np.flatnonzero(pairs.same == same)
+    order = np.argsort(scores[candidates] if same else -scores[candidates], kind="stable")
+    return [
+        {
+            "left": embeddings.ids[pairs.left[row]],
+            "right": embeddings.ids[pairs.right[row]],
+            "score": float(scores[row]),
+            "fold": int(pairs.fold[row]),
+        }
+        for row in candidates[order[:count]]
+    ]
+
+
+def _curve(x_name: str, y_name: str, x: NDArray[Any], y: NDArray[Any]) -> dict[str, Any]:
+    return {"x_name": x_name, "y_name": y_name, "x": x.tolist(), "y": [_usable(value) for value in y]}
+
+
+def _usable(value: float) -> float | None:
+    """None for the threshold that accepts everything or nothing: infinity is no JSON and no setting."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _spec_hash(spec: dict[str, Any]) -> str:
+    return ModelSpec(**spec).hash if spec else ""
+
+
+def _genuine_pairs(sizes: Int64Array) -> Int64Array:
+    """Pairs within each identity."""
+    return sizes * (sizes - 1) // 2
+
+
+def _impostor_pairs(sizes: Int64Array) -> int:
+    """Pairs of images of two identities."""
+    return (int(sizes.sum()) ** 2 - int((sizes**2).sum())) // 2
+
+
+def _draw_genuine(sizes: Int64Array, quota: int, generator: np.random.Generator) -> Int64Array:
+    """(Q, 2) rows of a fold whose identities lie one after another with `sizes` images each."""
+    available = _genuine_pairs(sizes)
+    wanted = _level(available, quota, generator)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    drawn = [np.empty((0, 2), dtype=np.int64)]
+    for start, size, there, want in zip(starts, sizes, available, wanted, strict=True):
+        if want:
+            number = generator.choice(there, size=want, replace=False)
+            # Pair number q of `size` images: image b with all before it makes the numbers b (b - 1) / 2 onwards.
+            second = np.searchsorted(np.arange(size) * (np.arange(size) - 1) // 2, number, side="right") - 1
+            drawn.append(start + np.stack([number - second * (second - 1) // 2, second], axis=1))
+    return np.concatenate(drawn)
+
+
+def _draw_impostors(sizes: Int64Array, quota: int, generator: np.random.Generator) -> Int64Array:
+    """(Q, 2) rows of two identities: row r pairs with every row after its own identity's block."""
+    total = int(sizes.sum())
+    block_end = np.repeat(np.cumsum(sizes), sizes)
+    partners = total - block_end
+    ends = np.cumsum(partners)
+    number = generator.choice(int(ends[-1]), size=quota, replace=False)
+    left = np.searchsorted(ends, number, side="right")
+    right = block_end[left] + number - (ends[left] - partners[left])
+    return np.stack([left, right], axis=1)
+
+
+def _level(available: Int64Array, quota: int, generator: np.random.Generator) -> Int64Array:
+    """How many to take of each so that `quota` are taken in all, as evenly as `available` allows, the rest by lot."""
+    quota = min(quota, int(available.sum()))
+    low, high = 0, int(available.max(initial=0))
+    while low < high:  # the highest level that does not exceed the quota
+        middle = (low + high + 1) // 2
+        if np.minimum(available, middle).sum() <= quota:
+            low = middle
+        else:
+            high = middle - 1
+    taken = np.minimum(available, low)
+    more = np.flatnonzero(available > low)
+    taken[generator.permutation(more)[: quota - int(taken.sum())]] += 1
+    return taken
