@@ -1,0 +1,1 @@
+"""Procedural people of clay: latents -> head -> skin, hair and things worn -> light -> camera -> crop."""

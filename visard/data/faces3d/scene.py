@@ -1,0 +1,330 @@
+"""One call from (seed, identities, images) to crops with everything that is known about them.
+
+In: latents. Out: `Rendering`: pictures, landmarks, pose, the surface itself.
+
+Shapes: B images, S crop size, V vertices of all parts, K points, R, Q rows and columns of the head grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+from torch.nn.functional import interpolate as resize
+
+from visard.data.faces3d import camera, hair, head, light, skin, worn
+from visard.data.faces3d.anatomy import anatomy
+from visard.data.faces3d.latents import Latents
+from visard.functional.surface import (
+    grid_normals,
+    grid_triangles,
+    interpolate,
+    project,
+    rasterise,
+    rotation,
+    sample_grid,
+    similarity,
+)
+
+__all__ = ["Rendering", "render_crops"]
+
+# Raster pixels per crop pixel.
+SUPERSAMPLE = 1.5
+ARCFACE_112 = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
+# The head turns about a point in the upper neck, mm.
+PIVOT = (0.0, -80.0, -10.0)
+VISIBLE_SLACK_MM = 4.0
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A batch of rendered crops.
+
+    Args:
+        images: (B, S, S, 3) uint8 RGB.
+        points: (B, 5, 2) float32 crop pixels: eyes, nose tip, mouth corners, the true ones.
+        dense: (B, 68, 2) float32 crop pixels, in the order of the usual 68 points.
+        pose: (B, 3) float32 radians: yaw, pitch, roll of the head, before alignment.
+        vertices: (B, R, Q, 2) float32 crop pixels, the head's grid.
+        depth: (B, R, Q) float32 mm from the camera.
+        visible: (B, R, Q) bool, not hidden by anything.
+        lower_face: (B, S, S) bool, pixels that show bare or bearded skin from the nose bridge to the chin.
+    """
+
+    images: Tensor
+    points: Tensor
+    dense: Tensor
+    pose: Tensor
+    vertices: Tensor
+    depth: Tensor
+    visible: Tensor
+    lower_face: Tensor
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the parts' vertices, triangles and texels lie."""
+
+    triangles: Tensor
+    texel: Tensor
+    head: tuple[int, int]
+    hair: tuple[int, int]
+    hair_first: int
+    ears_first: int
+    worn_first: int
+    atlas: tuple[int, int]
+    hair_row: int
+    ear_row: int
+    worn_places: Tensor
+
+
+def render_crops(latents: Latents, size: int) -> Rendering:
+    """Aligned crops, in the order of the latents."""
+    layout = _layout(latents.device)
+    hat = worn.wears_hat(latents)
+    surface = _surface(latents, hat)
+    pose = _pose(latents)
+    screen, depth = _take_picture(latents, surface.vertices, pose)
+    rows, columns = layout.head
+    head_screen = screen[:, : rows * columns].view(-1, rows, columns, 2)
+    five, dense = _landmarks(head_screen)
+    to_crop = similarity(five, _target(latents, size))
+    screen = _move(screen, to_crop)
+    raster_size = round(size * SUPERSAMPLE)
+    raster = rasterise((screen + 0.5) * SUPERSAMPLE - 0.5, depth, layout.triangles, raster_size, raster_size)
+    atlas = _atlas(latents, surface, rotation(pose))
+    texels = interpolate(raster, layout.triangles, layout.texel)
+    linear = grid_sample(atlas, texels, mode="bilinear", padding_mode="border", align_corners=True)
+    empty = (raster.triangle < 0)[:, None]
+    linear = torch.where(empty, camera.backdrop(latents, raster_size, raster_size), linear)
+    images = camera.develop(linear, latents, size, scale=SUPERSAMPLE)
+
+    grid = screen[:, : rows * columns].view(-1, rows, columns, 2)
+    grid_depth = depth[:, : rows * columns].view(-1, rows, columns)
+    return Rendering(
+        images=images,
+        points=_move(five, to_crop).float(),
+        dense=_move(dense, to_crop).float(),
+        pose=pose.float(),
+        vertices=grid.float(),
+        depth=grid_depth.float(),
+        visible=_visible(grid, grid_depth, raster.depth, size),
+        lower_face=_lower_face(raster.triangle, layout, size),
+    )
+
+
+@dataclass(frozen=True)
+class _Surface:
+    vertices: Tensor
+    head: Tensor
+    hair: hair.Hair
+    ears: Tensor
+    worn: worn.Worn
+
+
+def _surface(latents: Latents, hat_B: Tensor) -> _Surface:
+    head_BRQ3 = head.head_vertices(latents, skin.beard_thickness(latents))
+    grown = hair.grow(latents, head_BRQ3, hat_B)
+    ears = head.ears(head_BRQ3, latents)
+    ribbons = worn.wear(latents, head_BRQ3)
+    parts = [head_BRQ3.flatten(1, 2), grown.vertices.flatten(1, 2), ears.flatten(1, 3), ribbons.vertices]
+    return _Surface(torch.cat(parts, 1), head_BRQ3, grown, ears, ribbons)
+
+
+def _pose(latents: Latents) -> Tensor:
+    """(B, 3) radians: mostly near the front, now and then to 60 degrees aside."""
+    u = latents.uniform("yaw", -1, 1)
+    wide = latents.chance("yaw wide", 0.35)
+    yaw = torch.where(wide, 60 * u, 30 * u)
+    pitch = latents.normal("pitch", 9.0, 2.4)
+    roll = latents.normal("roll", 7.0, 2.5)
+    return torch.stack([yaw, pitch, roll], 1) * (torch.pi / 180)
+
+
+def _take_picture(latents: Latents, vertices_BV3: Tensor, pose_B3: Tensor) -> tuple[Tensor, Tensor]:
+    turn = _turn(latents.device, latents.dtype)
+    pivot = torch.tensor(PIVOT, dtype=latents.dtype, device=latents.device)
+    # The chest follows the head's yaw by a third and nothing else.
+    chest = rotation(pose_B3 * torch.tensor([0.35, 0.1, 0.25], dtype=latents.dtype, device=latents.device))
+    local = vertices_BV3 - pivot
+    with_head = local @ rotation(pose_B3).transpose(1, 2)
+    with_chest = local @ chest.transpose(1, 2)
+    placed = with_chest + (with_head - with_chest) * turn[None, :, None]
+    distance = 420.0 / latents.uniform("distance", 0.14, 0.85)
+    still = torch.eye(3, dtype=latents.dtype, device=latents.device).expand(len(latents), 3, 3)
+    return project(placed, still, distance)
+
+
+def _landmarks(head_screen_BRQ2: Tensor) -> tuple[Tensor, Tensor]:
+    constants = anatomy()
+    five = torch.from_numpy(constants.five).to(head_screen_BRQ2)
+    dense = torch.from_numpy(constants.dense).to(head_screen_BRQ2)
+    return (
+        sample_grid(head_screen_BRQ2, five[:, 0], five[:, 1]),
+        sample_grid(head_screen_BRQ2, dense[:, 0], dense[:, 1]),
+    )
+
+
+def _target(latents: Latents, size: int) -> Tensor:
+    """(B, 5, 2) the template, moved, turned and scaled by what a detector would be wrong by."""
+    template = torch.tensor(ARCFACE_112, dtype=latents.dtype, device=latents.device) * (size / 112)
+    middle = template.mean(0)
+    angle = latents.normal("tilt", 0.035)
+    scale = torch.exp(latents.normal("scale", 0.03))
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2) * scale[:, None, None]
+    shift = torch.stack([latents.normal("shift x", 1.2), latents.normal("shift y", 1.2)], 1) * (size / 112)
+    return (template - middle) @ turn.transpose(1, 2) + middle + shift[:, None]
+
+
+def _move(points_BK2: Tensor, transform_B23: Tensor) -> Tensor:
+    return points_BK2 @ transform_B23[:, :, :2].transpose(1, 2) + transform_B23[:, None, :, 2]
+
+
+def _atlas(latents: Latents, surface: _Surface, rotation_B33: Tensor) -> Tensor:
+    """(B, 3, A, N) linear colours of everything, lit."""
+    layout = _layout(latents.device)
+    batch = len(latents)
+    lamps = light.lamps(latents, rotation_B33)
+    rows, columns = layout.head
+    g, j = layout.hair
+    atlas = torch.zeros(batch, 3, *layout.atlas, device=latents.device)
+
+    roots = torch.zeros(batch, rows, columns, device=latents.device)
+    bare = (surface.hair.cover * (1 - surface.hair.hat)).float()[:, None]
+    last = 2 * (g - 1) + 1
+    roots[:, :last, : 2 * j - 1] = resize(bare, size=(last, 2 * j - 1), mode="bilinear", align_corners=True)[:, 0]
+    texture = skin.paint(latents, roots)
+    normals = grid_normals(surface.head.float())
+    diffuse, shine = light.shade(normals.flatten(1, 2), lamps, None, None, 14.0)
+    gloss = latents.uniform("shine", 0.02, 0.16).float()[:, None]
+    both = torch.cat([diffuse, (shine * gloss)[:, None]], 1).view(batch, 4, rows, columns)
+    both = resize(both, size=texture.shape[2:], mode="bilinear", align_corners=True)
+    atlas[:, :, : texture.shape[2]] = texture * both[:, :3] + both[:, 3:]
+
+    normals = grid_normals(surface.hair.vertices.float())
+    diffuse, shine = light.shade(normals.flatten(1, 2), lamps, None, None, 10.0)
+    strands = surface.hair.strands.float()[:, None]
+    colour = skin.hair_colour(latents).float()[:, :, None, None] * (1 + 0.33 * strands)
+    cloth = worn.hat_colour(latents).float()[:, :, None, None]
+    hat = surface.hair.hat.float()[:, None]
+    colour = colour + (cloth - colour) * hat
+    lit = colour * diffuse.view(batch, 3, g, j) + (0.05 * shine).view(batch, 1, g, j) * (1 - hat) * (0.6 + 0.5 * strands)
+    tall = (layout.ear_row - layout.hair_row, columns * 2 - 1)
+    atlas[:, :, layout.hair_row : layout.ear_row] = resize(lit, size=tall, mode="bilinear", align_corners=True)
+
+    side = head.EAR_SIDE
+    # An ear has the skin of the place where it hangs, a little redder.
+    tone = texture[:, :, 2 * (rows // 2), 60:70].mean(2)[:, :, None] * torch.tensor([1.04, 0.92, 0.90], device=latents.device)[:, None]
+    for number in range(2):
+        normals = grid_normals(surface.ears[:, number].float())
+        diffuse, _ = light.shade(normals.flatten(1, 2), lamps, None, None, 10.0)
+        left = number * (side + 2)
+        atlas[:, :, layout.ear_row : layout.ear_row + side, left : left + side] = (tone * diffuse).view(batch, 3, side, side)
+
+    diffuse, shine = light.shade(surface.worn.normal[None].expand(batch, -1, -1), lamps, None, None, 20.0)
+    lit = surface.worn.colour.float().transpose(1, 2) * diffuse + 0.06 * shine[:, None]
+    place = layout.worn_places
+    atlas[:, :, place[:, 0], place[:, 1]] = lit
+    return atlas
+
+
+def _visible(grid_BRQ2: Tensor, depth_BRQ: Tensor, nearest_BHW: Tensor, size: int) -> Tensor:
+    """(B, R, Q) bool: inside the crop and not behind what the raster shows there."""
+    batch, height, width = nearest_BHW.shape
+    place = ((grid_BRQ2 + 0.5) * SUPERSAMPLE - 0.5).round().long()
+    x, y = place.unbind(-1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    flat = nearest_BHW.reshape(batch, -1)
+    index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten(1)
+    nearest = flat.gather(1, index).view_as(depth_BRQ)
+    return inside & (depth_BRQ <= nearest + VISIBLE_SLACK_MM)
+
+
+def _lower_face(triangle_BHW: Tensor, layout: _Layout, size: int) -> Tensor:
+    table = _lower_face_triangles(triangle_BHW.device)
+    shown = table[triangle_BHW.clamp_min(0)] & (triangle_BHW >= 0)
+    return resize(shown[:, None].float(), size=(size, size), mode="bilinear", align_corners=False)[:, 0] > 0.5
+
+
+@lru_cache(maxsize=4)
+def _lower_face_triangles(device: torch.device) -> Tensor:
+    layout = _layout(device)
+    constants = anatomy()
+    x, y = constants.flat[..., 0].ravel(), constants.flat[..., 1].ravel()
+    angle = np.abs(np.broadcast_to(constants.angle, constants.flat.shape[:2])).ravel()
+    edge = np.interp(angle, [0, 18, 35, 50, 65, 80, 95], [-118, -117, -109, -98, -83, -65, -50])
+    top = np.interp(np.abs(x), [0, 12, 30, 70], [-8, -16, -18, -12])
+    member = (y < top) & (y > edge) & (angle < 82)
+    corner = layout.triangles.cpu().numpy()
+    result = np.zeros(len(corner), bool)
+    on_head = corner.max(1) < len(member)
+    result[on_head] = member[corner[on_head]].all(1)
+    return torch.from_numpy(result).to(device)
+
+
+@lru_cache(maxsize=4)
+def _turn(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(V,) how far each vertex turns with the head."""
+    constants = anatomy()
+    layout = _layout(device)
+    hair_rows, hair_columns = hair.hair_grid()
+    rows = np.repeat(constants.turn, len(constants.angle))
+    grown = np.repeat(constants.turn[hair_rows], len(hair_columns))
+    rest = np.ones(len(layout.texel) - len(rows) - len(grown))
+    return torch.from_numpy(np.concatenate([rows, grown, rest])).to(dtype).to(device)
+
+
+@lru_cache(maxsize=4)
+def _layout(device: torch.device) -> _Layout:
+    constants = anatomy()
+    rows, columns = len(constants.height), len(constants.angle)
+    hair_rows, hair_columns = hair.hair_grid()
+    g, j = len(hair_rows), len(hair_columns)
+    width = 2 * columns - 1
+    side = head.EAR_SIDE
+    triangles, texels = [grid_triangles(rows, columns)], [_places(rows, columns, 0, 0, 2, 2)]
+    hair_row = 2 * rows - 1
+    hair_first = rows * columns
+    triangles.append(grid_triangles(g, j, first=hair_first))
+    texels.append(_places(g, j, hair_row, 0, 2, 4))
+    ear_row = hair_row + 2 * g - 1
+    ears_first = hair_first + g * j
+    for number in range(2):
+        triangles.append(grid_triangles(side, side, first=ears_first + number * side * side))
+        texels.append(_places(side, side, ear_row, number * (side + 2), 1, 1))
+    worn_first = first = ears_first + 2 * side * side
+    top, left, worn_places = ear_row + side, 0, []
+    for part_rows, part_columns in worn.PARTS.values():
+        if left + part_columns > width:
+            top, left = top + 4, 0
+        triangles.append(grid_triangles(part_rows, part_columns, first=first))
+        place = _places(part_rows, part_columns, top, left, 1, 1)
+        texels.append(place)
+        worn_places.append(place)
+        first += part_rows * part_columns
+        left += part_columns
+    atlas = (top + 4, width)
+    texel = torch.cat(texels).flip(1) / torch.tensor([atlas[1] - 1, atlas[0] - 1]) * 2 - 1
+    return _Layout(
+        triangles=torch.cat(triangles).to(device),
+        texel=texel.float().to(device),
+        head=(rows, columns),
+        hair=(g, j),
+        hair_first=hair_first,
+        ears_first=ears_first,
+        worn_first=worn_first,
+        atlas=atlas,
+        hair_row=hair_row,
+        ear_row=ear_row,
+        worn_places=torch.cat(worn_places).long().to(device),
+    )
+
+
+def _places(rows: int, columns: int, top: int, left: int, down: int, across: int) -> Tensor:
+    """(rows * columns, 2) texel row and column of each vertex of a grid."""
+    r, c = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack([top + r * down, left + c * across], -1).view(-1, 2).float()

@@ -1,0 +1,343 @@
+"""The colours of a head: skin, lips, brows, eyes, beard, moles and freckles, painted on the head grid's texture.
+
+In: latents. Out: a texture in linear light (here: the square of the picture's value 0..1).
+
+Shapes: B images, R, Q rows and columns of the head grid, U, W rows and columns of its texture, P, N of a patch of it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate as resize
+
+from visard.data.faces3d.anatomy import EYE_X, EYE_Y, MOUTH_HALF_WIDTH, STOMION, anatomy, blob, smoothstep
+from visard.data.faces3d.hair import step
+from visard.data.faces3d.head import age, beard_cover
+from visard.data.faces3d.latents import Latents
+from visard.data.faces3d.noise import soft_noise
+
+__all__ = ["beard_thickness", "hair_colour", "paint"]
+
+_SKIN = ((244, 212, 195), (232, 192, 166), (214, 167, 134), (183, 132, 99), (139, 94, 68), (98, 64, 47), (68, 45, 35))
+_HAIR = ((20, 17, 17), (36, 27, 23), (62, 43, 32), (96, 66, 44), (140, 104, 66), (196, 162, 112), (150, 72, 38))
+_IRIS = ((58, 36, 22), (86, 56, 32), (104, 92, 52), (88, 110, 86), (92, 126, 150), (110, 122, 132))
+_MOLES = 7
+_FRECKLES = 60
+_LASTING_MARKS, _FRECKLE_MARKS = 2, 3
+
+
+def paint(latents: Latents, scalp_BRQ: Tensor) -> Tensor:
+    """(B, 3, U, W) float32 linear colours; U = 2 R - 1, W = 2 Q - 1.
+
+    Args:
+        scalp_BRQ: (B, R, Q) float32, how much the hair's roots colour the skin.
+    """
+    constants = _constants(latents.device)
+    skin_B3, melanin = _skin_colour(latents)
+    hair_B3 = hair_colour(latents)
+    rows, columns = scalp_BRQ.shape[1:]
+    size = (2 * rows - 1, 2 * columns - 1)
+
+    # Smooth regions, at the vertices: redness of cheeks and nose, shadows under the eyes, beard, hair roots.
+    flush = (0.35 + 0.45 * latents.uniform("ruddy") + 0.3 * latents.uniform("flush")) * (1 - 0.6 * melanin)
+    tired = 0.06 + 0.16 * latents.uniform("under eye") + 0.10 * age(latents)
+    tint_BK3 = torch.stack(
+        [
+            flush[:, None] * torch.tensor([0.02, -0.16, -0.15], dtype=latents.dtype, device=latents.device),
+            tired[:, None] * torch.tensor([-1.0, -1.15, -0.95], dtype=latents.dtype, device=latents.device),
+            torch.tensor([[0.05, 0.05, 0.04]], dtype=latents.dtype, device=latents.device).expand(len(latents), 3),
+        ],
+        1,
+    ).float()
+    smooth = 1 + (tint_BK3.transpose(1, 2) @ constants["regions"]).view(-1, 3, rows, columns)
+    # A gain, so that dark skin stays dark.
+    colour = skin_B3.float()[:, :, None, None] * smooth
+    beard = _beard(latents)
+    amount = (beard[:, :, None, None] * constants["beard"][None]).amax(1)
+    beard_colour = (hair_B3 * 0.8).float()[:, :, None, None]
+    stubble = constants["stubble"][(latents.uniform("beard dark") * len(constants["stubble"])).long()]
+    amount = (amount * (1 + 0.25 * stubble)).clamp(0, 0.93)[:, None]
+    colour = colour + (beard_colour - colour) * amount
+    roots = scalp_BRQ[:, None] * 0.8
+    colour = colour + (hair_B3.float()[:, :, None, None] - colour) * roots
+    texture = resize(colour, size=size, mode="bilinear", align_corners=True)
+
+    texture = texture * _marks(latents, size, melanin)
+    _paint_brows(texture, latents, hair_B3)
+    _paint_eyes(texture, latents, skin_B3)
+    _paint_mouth(texture, latents, skin_B3)
+    _paint_clothes(texture, latents)
+    return texture
+
+
+def beard_thickness(latents: Latents) -> Tensor:
+    """(B,) how far the beard stands out, 0 to 1."""
+    full = _beard(latents)[:, 2]
+    return ((full - 0.55) * 2.2).clamp(0, 1)
+
+
+def hair_colour(latents: Latents) -> Tensor:
+    """(B, 3) linear colour of the hair in this image: the person's own, greyer with age."""
+    melanin = _melanin(latents)
+    draw = latents.uniform("hair colour")
+    place = torch.where(melanin > 0.45, draw * 1.6, draw**0.9 * 6.0)
+    own = _table(_HAIR, place) * (1 + 0.25 * latents.uniform("hair shade", -1, 1))[:, None]
+    grey = step(0.0, 0.35, age(latents) - latents.uniform("grey from", 0.3, 0.9))[:, None]
+    silver = torch.tensor([0.40, 0.39, 0.37], dtype=own.dtype, device=own.device)
+    return own + (silver - own) * grey * 0.9
+
+
+def _melanin(latents: Latents) -> Tensor:
+    return latents.uniform("melanin") ** 1.15
+
+
+def _skin_colour(latents: Latents) -> tuple[Tensor, Tensor]:
+    melanin = _melanin(latents)
+    colour = _table(_SKIN, melanin * (len(_SKIN) - 1))
+    under = latents.normal("undertone", 0.035)
+    tone = torch.stack([1 + 0.4 * under, 1 - 0.2 * under, 1 - 1.6 * under], 1)
+    return colour * tone, melanin
+
+
+def _table(colours: tuple[tuple[int, int, int], ...], place: Tensor) -> Tensor:
+    """(B, 3) linear colour at a fractional place of a table of picture values."""
+    table = (torch.tensor(colours, dtype=place.dtype, device=place.device) / 255) ** 2
+    low = place.floor().clamp(0, len(colours) - 2)
+    part = (place - low).clamp(0, 1)[:, None]
+    low = low.long()
+    return table[low] * (1 - part) + table[low + 1] * part
+
+
+def _beard(latents: Latents) -> Tensor:
+    """(B, 3) strength of moustache, chin and cheek beard, 0 to 1."""
+    male = (latents.uniform("gender") > 0.48).to(latents.dtype)
+    draw, dark = latents.uniform("beard"), latents.uniform("beard dark")
+    shadow = 0.08 + 0.16 * dark + 0.14 * latents.uniform("beard now")
+    strong = 0.72 + 0.25 * dark
+    none = draw < 0.5
+    moustache = torch.where(none, shadow, strong * ((draw < 0.62) | (draw > 0.7)))
+    chin = torch.where(none, shadow, strong * (draw > 0.6))
+    cheek = torch.where(none | (draw < 0.76), shadow * 0.8, strong * (0.55 + 0.45 * (draw > 0.86)))
+    return torch.stack([moustache.clamp_min(0.08), chin.clamp_min(0.08), cheek], 1) * male[:, None]
+
+
+def _marks(latents: Latents, size: tuple[int, int], melanin: Tensor) -> Tensor:
+    """(B, 3, U, W) gain of moles, freckles and the skin's own unevenness. Round spots are outer products: one GEMM."""
+    constants = _constants(latents.device)
+    unlike = constants["uneven"]
+    which = (latents.uniform("freckles") * len(unlike)).long()
+    gain = 1 + 0.035 * unlike[which][:, None].expand(-1, 3, -1, -1)
+
+    moles = latents.lasting_array(_LASTING_MARKS, 4 * _MOLES).view(-1, 4, _MOLES).float()
+    there = (moles[:, 3] < 0.45).float()
+    many = _spots(18 + moles[:, 0] * 130, 22 + moles[:, 1] * 150, 0.75 + 0.6 * moles[:, 2], there * 0.85, size)
+    gain = gain * (1 - many[:, None] * constants["mole"])
+    freckled = ((latents.uniform("freckles") - 0.72).clamp_min(0) * 2.2 * (1 - melanin)).float()
+    spots = latents.lasting_array(_FRECKLE_MARKS, 3 * _FRECKLES).view(-1, 3, _FRECKLES).float()
+    column = 96 + (spots[:, 0] - 0.5) * 130
+    row = 78 + (spots[:, 1] + moles[:, :1, 0]) * 22
+    few = _spots(row, column, 0.7 + 0.3 * spots[:, 2], freckled[:, None].expand(-1, _FRECKLES), size)
+    return (gain * (1 - few[:, None] * constants["freckle"])).clamp_min(0.05)
+
+
+def _spots(row_BK: Tensor, column_BK: Tensor, radius_BK: Tensor, strength_BK: Tensor, size: tuple[int, int]) -> Tensor:
+    rows = torch.arange(size[0], device=row_BK.device)[None, None]
+    columns = torch.arange(size[1], device=row_BK.device)[None, None]
+    down = torch.exp(-0.5 * ((rows - row_BK[..., None]) / radius_BK[..., None]) ** 2) * strength_BK[..., None]
+    across = torch.exp(-0.5 * ((columns - column_BK[..., None]) / radius_BK[..., None]) ** 2)
+    return (down.transpose(1, 2) @ across).clamp(0, 1)
+
+
+def _blend(texture: Tensor, patch: tuple[slice, slice], colour: Tensor, amount: Tensor) -> None:
+    """Paints `colour` (broadcasts to (B, 3, P, N)) over a patch of the texture, `amount` (B, P, N) 0 to 1."""
+    part = texture[:, :, patch[0], patch[1]]
+    part += (colour - part) * amount[:, None]
+
+
+def _soft(value: Tensor, width: float) -> Tensor:
+    """0 below -width, 1 above width (mm), linear between: an edge without steps."""
+    return (value / (2 * width) + 0.5).clamp(0, 1)
+
+
+def _paint_brows(texture: Tensor, latents: Latents, hair_B3: Tensor) -> None:
+    patch, x, y = _patch(latents.device, "brows")
+    ax = x.abs()
+
+    def w(value: Tensor) -> Tensor:
+        return value.float()[:, None, None]
+
+    gender = latents.uniform("gender", -1, 1)
+    arch, tilt = w(2.6 + 1.3 * latents.normal("brow arch") - 0.8 * gender), w(0.05 * latents.normal("brow tilt"))
+    start = w(12.5 + 2.2 * latents.normal("brow gap"))
+    thick = w((2.5 + 0.75 * latents.normal("brow thick") + 0.5 * gender).clamp_min(1.0))
+    t = ((ax - start) / (50 - start)).clamp(0, 1)
+    middle = 15.0 + arch * 2.1 * (t * (1.45 - t)) ** 1.2 * 1.6 + tilt * (ax - 30)
+    half = thick * (0.55 + 1.1 * t * (1 - t) + 0.45 * (1 - t)) * (1 - 0.65 * step(0.6, 1.0, t))
+    amount = _soft(half - (y - middle).abs(), 0.9) * _soft(ax - start, 2.0) * _soft(51 - ax, 3.0)
+    dark = w(0.5 + 0.42 * latents.uniform("brow dark"))
+    fibre = _constants(latents.device)["fibre"][: ax.shape[0], : ax.shape[1]]
+    colour = (hair_B3 * 0.62).float()[:, :, None, None]
+    _blend(texture, patch, colour, (amount * dark * (0.92 + 0.18 * fibre)).clamp(0, 1))
+
+
+def _paint_eyes(texture: Tensor, latents: Latents, skin_B3: Tensor) -> None:
+    patch, x, y = _patch(latents.device, "eyes")
+    side = torch.sign(x)
+    ax = x.abs()
+
+    def w(value: Tensor) -> Tensor:
+        return value.float()[:, None, None]
+
+    half = w(14.2 * (1 + 0.05 * latents.normal("eye size")))
+    round_ = latents.normal("eye round")
+    closing = (latents.uniform("close") - 0.93).clamp_min(0) / 0.07
+    squint = (0.35 * latents.uniform("squint", -1.0, 1.0).clamp_min(0) + 0.22 * latents.uniform("smile", -0.5, 1.25).clamp_min(0))
+    opened = w((1 - squint) * (1 - closing))
+    u = (ax - EYE_X) / half
+    tilt = 0.05 * half * u
+    # Highest point of the upper lid nearer to the nose, lowest of the lower lid nearer to the temple.
+    shape_up = (1 - (u + 0.08) ** 2).clamp_min(0) ** 0.75
+    shape_low = (1 - (u - 0.12) ** 2).clamp_min(0) ** 0.8
+    low = EYE_Y - w(4.4 + 0.3 * round_) * shape_low * (0.55 + 0.45 * opened) + tilt
+    up = low + (EYE_Y + w(5.4 + 0.55 * round_) * shape_up + tilt - low) * opened
+    inside = _soft(torch.minimum(up - y, y - low), 0.45) * _soft(half - (ax - EYE_X).abs(), 0.6)
+
+    light = skin_B3.float()[:, :, None, None]
+    fold = up + w(3.4 + 1.0 * latents.normal("lid fold")) * (1 - 0.35 * u * u)
+    crease = torch.exp(-(((y - fold) / 0.9) ** 2)) * _soft(half * 1.1 - (ax - EYE_X).abs(), 1.5)
+    _blend(texture, patch, light * 0.42, 0.5 * crease * w(latents.uniform("lid fold", 0.35, 1.0)))
+    bag = torch.exp(-(((y - low + 4.2) / 1.3) ** 2)) * _soft(half * 0.9 - (ax - EYE_X).abs(), 3.0)
+    _blend(texture, patch, light * 0.55, bag * w(0.10 + 0.25 * age(latents)))
+
+    shade = (0.50 + 0.5 * ((up - y) / 4.0).clamp(0, 1)) * (1 - 0.35 * u.abs() ** 3)
+    white = torch.tensor([0.66, 0.60, 0.57], device=x.device)[None, :, None, None] * shade[:, None]
+    gaze_x = w(3.4 * latents.uniform("gaze x", -1, 1) ** 3)
+    gaze_y = w(1.8 * latents.uniform("gaze y", -1, 1) ** 3)
+    dx = (ax - EYE_X + 0.4) * side - gaze_x
+    dy = y - EYE_Y - 0.5 - gaze_y
+    radius = (dx * dx + dy * dy).sqrt()
+    iris_B3 = _iris(latents)
+    ring = (0.35 + 0.65 * _soft(5.1 - radius, 0.8)) * (0.75 + 0.45 * (radius / 5.8).clamp(0, 1))
+    eye = white + (iris_B3.float()[:, :, None, None] * (ring * shade)[:, None] - white) * _soft(5.9 - radius, 0.5)[:, None]
+    eye = eye * (1 - 0.96 * _soft(w(2.3 + 0.5 * latents.uniform("iris ring", -1, 1)) - radius, 0.5)[:, None])
+    glint_x = w(2.2 * torch.sin(latents.uniform("light azimuth", -1.4, 1.4)))
+    glint = torch.exp(-(((dx - glint_x) ** 2 + (dy - 1.9) ** 2) / 1.1))
+    eye = eye + (0.85 - eye) * (0.9 * glint)[:, None]
+    _blend(texture, patch, eye, inside)
+    lash = torch.exp(-(((y - up - 0.35) / w(0.75 + 0.35 * latents.uniform("lash"))) ** 2)) * _soft(half + 0.8 - (ax - EYE_X).abs(), 0.8)
+    rim = torch.exp(-(((y - low + 0.1) / 0.6) ** 2)) * _soft(half - (ax - EYE_X).abs(), 0.8)
+    lash_dark = w(0.62 + 0.3 * latents.uniform("lash"))
+    _blend(texture, patch, light * 0.06, (lash * lash_dark).clamp(0, 1))
+    _blend(texture, patch, light * 0.35, 0.45 * rim)
+
+
+def _iris(latents: Latents) -> Tensor:
+    draw = latents.uniform("iris")
+    place = torch.where(_melanin(latents) > 0.4, draw * 1.2, draw * (len(_IRIS) - 1))
+    return _table(_IRIS, place) * latents.uniform("iris light", 0.8, 1.5)[:, None]
+
+
+def _paint_mouth(texture: Tensor, latents: Latents, skin_B3: Tensor) -> None:
+    patch, x, y = _patch(latents.device, "mouth")
+    ax = x.abs()
+
+    def w(value: Tensor) -> Tensor:
+        return value.float()[:, None, None]
+
+    half = MOUTH_HALF_WIDTH
+    u = (ax / half).clamp(0, 1)
+    thick = w(1 + 0.2 * latents.normal("mouth thick") - 0.12 * latents.uniform("gender", -1, 1) - 0.3 * (age(latents) - 0.4))
+    bow = 1.6 * torch.exp(-((ax / 4.0) ** 2))
+    top = STOMION + thick * (8.0 * (1 - u**1.7) - bow * (1 - u)) + 0.3
+    bottom = STOMION - thick * 10.5 * (1 - u**2.2).clamp_min(0) ** 0.85 - 0.3
+    amount = _soft(torch.minimum(top - y, y - bottom), 1.0) * _soft(half - ax, 1.2)
+    melanin = _melanin(latents)
+    rose = torch.stack([1.02 - 0.22 * melanin, 0.52 + 0.1 * melanin, 0.56 + 0.12 * melanin], 1)
+    made_up = (latents.uniform("gender") < 0.45) * latents.uniform("lip dark") ** 2
+    rose = rose * torch.stack([1 - 0.05 * made_up, 1 - 0.55 * made_up, 1 - 0.45 * made_up], 1)
+    rose = rose * (1 + 0.14 * latents.normal("lip colour"))[:, None]
+    lips = (skin_B3 * rose).float()[:, :, None, None]
+    _blend(texture, patch, lips, amount * 0.85)
+    # The row between the lips: a line when shut, teeth above and a dark hollow below when torn open.
+    opened = w((latents.uniform("open") - 0.62).clamp_min(0) * 2.3)
+    band = _soft(0.85 - (y - STOMION).abs(), 0.3) * _soft(half - 1.0 - ax, 1.5)
+    dark = torch.tensor([0.05, 0.016, 0.014], device=x.device)[None, :, None, None]
+    _blend(texture, patch, dark, band * (0.55 + 0.45 * (opened * 6).clamp(0, 1)))
+    teeth = _soft(y - STOMION - 0.1, 0.15) * _soft(STOMION + 0.62 - y, 0.15) * _soft(17 - ax, 3.0)
+    ivory = torch.tensor([0.62, 0.58, 0.50], device=x.device)[None, :, None, None]
+    _blend(texture, patch, ivory, teeth * (opened * 5).clamp(0, 0.9))
+    nostril = torch.exp(-(((ax - 7.2) / 3.0) ** 2) - ((y + 48.0) / 1.5) ** 2)
+    _blend(texture, patch, (skin_B3 * 0.08).float()[:, :, None, None], (0.85 * nostril).expand(len(latents), -1, -1))
+
+
+def _paint_clothes(texture: Tensor, latents: Latents) -> None:
+    constants = _constants(latents.device)
+    first = int(constants["clothes_row"])
+    line = latents.uniform("neckline", -176, -158).float()[:, None, None]
+    height, side = constants["clothes_height"], constants["clothes_side"]
+    amount = _soft(line - 14 * (1 - side) + 6 * side - height, 2.0)
+    colour = hue(latents.uniform("clothes hue"), latents.uniform("clothes saturation") ** 2 * 0.8, latents.uniform("clothes light", 0.03, 0.8))
+    _blend(texture, (slice(first, None), slice(None)), colour.float()[:, :, None, None], amount)
+
+
+def hue(hue_B: Tensor, saturation_B: Tensor, light_B: Tensor) -> Tensor:
+    """(B, 3) linear colour from hue 0..1 (around the circle), saturation 0..1 and lightness 0..1."""
+    shifts = torch.tensor([0.0, 1 / 3, 2 / 3], dtype=hue_B.dtype, device=hue_B.device)
+    wave = 0.5 + 0.5 * torch.cos(2 * torch.pi * (hue_B[:, None] - shifts))
+    return (light_B[:, None] * (1 - saturation_B[:, None] * (1 - wave))) ** 2
+
+
+def _texture_flat() -> np.ndarray:
+    """(2, U, W) template x, y of the texture's texels."""
+    flat = torch.from_numpy(np.ascontiguousarray(anatomy().flat.transpose(2, 0, 1)))[None]
+    rows, columns = flat.shape[2:]
+    return resize(flat, size=(2 * rows - 1, 2 * columns - 1), mode="bilinear", align_corners=True)[0].numpy()
+
+
+_PATCHES = {"brows": (10.0, 27.0, 56.0), "eyes": (-14.0, 13.0, 49.0), "mouth": (-80.0, -44.0, 30.0)}
+
+
+@lru_cache(maxsize=16)
+def _patch(device: torch.device, name: str) -> tuple[tuple[slice, slice], Tensor, Tensor]:
+    """A patch of the texture: its slices, template x and y (P, N) float32."""
+    x, y = _texture_flat()
+    low, high, reach = _PATCHES[name]
+    middle = x.shape[1] // 2
+    rows = np.nonzero((y[:, middle] >= low) & (y[:, middle] <= high))[0]
+    front = np.abs(np.arange(x.shape[1]) - middle) < 70
+    columns = np.nonzero((np.abs(x[rows[len(rows) // 2]]) <= reach) & front)[0]
+    patch = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    return patch, torch.from_numpy(x[patch]).float().to(device), torch.from_numpy(y[patch]).float().to(device)
+
+
+@lru_cache(maxsize=4)
+def _constants(device: torch.device) -> dict[str, Tensor]:
+    head = anatomy()
+    flat = head.flat
+    front = 1 - smoothstep(70, 92, np.abs(head.angle))[None]
+    cheeks = 0.9 * blob(flat, 38, -32, 15, 14) + 0.9 * blob(flat, 0, -38, 13, 9) + 0.35 * blob(flat, 0, -98, 14, 9)
+    under = blob(flat, 25, -9, 9, 4) + 0.5 * blob(flat, 16, 3, 5, 6) + 0.4 * blob(flat, 31, 8, 13, 3)
+    forehead = blob(flat, 0, 45, 45, 20)
+    regions = np.stack([cheeks, under, forehead]) * front
+    rows, columns = flat.shape[:2]
+    x, y = _texture_flat()
+    clothes = int(np.argmax(y[:, 0] < -140))
+    # At the sides the collar lies higher than at the throat.
+    angles = np.interp(np.arange(x.shape[1]) / 2, np.arange(columns), np.abs(head.angle))
+    values: dict[str, Tensor] = {
+        "regions": torch.from_numpy(regions.reshape(3, -1)).float(),
+        "beard": torch.from_numpy(beard_cover()).float(),
+        "stubble": soft_noise(31, 4, rows, columns, 0.3, 0.5),
+        "uneven": soft_noise(32, 6, 2 * rows - 1, 2 * columns - 1, 2.2, 2.2),
+        "fibre": soft_noise(33, 1, 64, 2 * columns - 1, 0.9, 0.4)[0],
+        "mole": torch.tensor([0.75, 0.88, 0.92])[None, :, None, None],
+        "freckle": torch.tensor([0.22, 0.38, 0.48])[None, :, None, None],
+        "clothes_height": torch.from_numpy(y[clothes:].copy()).float()[None],
+        "clothes_side": torch.from_numpy(smoothstep(10, 80, angles)).float()[None, None],
+    }
+    values = {name: value.to(device) for name, value in values.items()}
+    return values | {"clothes_row": torch.tensor(clothes)}
