@@ -1,7 +1,7 @@
 """`visard import WEIGHTS OUT`: weights from elsewhere -> a visard model directory, trainable and exportable.
 
-In: an MXNet .params file of a MobileFaceNet as InsightFace lays it out, with its -symbol.json beside it (or the folder of
-both), or an arcface_torch IResNet state dict (.pt, .pth). Out: model.safetensors + spec.json.
+In: the MXNet .params of a MobileFaceNet in InsightFace's layout, its -symbol.json beside it (or the folder of both); or
+an arcface_torch IResNet state dict (.pt, .pth). Out: model.safetensors + spec.json.
 Layers are matched by what the graph computes, one by one, never by their place in the file; what differs is an error
 that names the layer.
 """

@@ -1,8 +1,8 @@
 """Reads what MXNet wrote, without MXNet: `.params` (named arrays) and `-symbol.json` (the graph that uses them).
 
-In: a path. Out: `read_params` -> {"arg:conv_weight": array, "aux:...": array}; `read_symbol` -> operators in order of
-execution. A file that does not keep to its format raises FormatError with the byte position; no length in it is believed
-before the bytes that it promises are there, so a damaged file makes the reader allocate no more than its own size.
+In: a path. Out: `read_params` -> {"arg:conv_weight": array, "aux:...": array}; `read_symbol` -> operators in order.
+A file that does not keep to its format raises FormatError with the byte position; no length in it is believed before
+the bytes that it promises are there, so a damaged file makes the reader allocate no more than its own size.
 
 Layout of .params, little endian (MXNet, src/ndarray/ndarray.cc): uint64 0x112, uint64 0, uint64 count, then the arrays;
 uint64 count, then the names, each uint64 length + UTF-8 bytes. An array: uint32 magic; int32 storage type (V2 on); the
