@@ -1,7 +1,7 @@
 """`visard export RUN OUT.onnx`: a network -> an ONNX file that gives the same embeddings, proved before it appears.
 
 In: a run, a checkpoint or a model directory. Out: OUT.onnx (float32; input "input" (batch, 3, S, S) normalised, output
-"embedding" (batch, D) not normalised, any batch size) and OUT.spec.json with the preprocessing; `visard.load` reads them.
+"embedding" (batch, D) not normalised, any batch size) and OUT.spec.json with the preprocessing; `visard.load` takes it.
 Both are written only after ONNX Runtime has repeated the network's embeddings at batch 1 and 7.
 """
 
@@ -210,7 +210,7 @@ def _graph(module: nn.Module, spec: ModelSpec) -> onnx.ModelProto:
 
 
 def _strip_metadata(graph: onnx.GraphProto) -> None:
-    """The exporter notes for every node the source lines and folders of this machine, which are nobody else's business."""
+    """The exporter notes for every node the source lines and folders of this machine, nobody else's business."""
     items: list[Any] = [graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer]
     for item in items:
         del item.metadata_props[:]
