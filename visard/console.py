@@ -31,9 +31,9 @@ class Answer:
 class Progress:
     """Counts work done; made by `progress`."""
 
-    def __init__(self, total: int | None, unit: str) -> None:
-        self.total, self.unit, self.done = total, unit, 0
-        self._started = time.monotonic()
+    def __init__(self, total: int | None, unit: str, done: int = 0) -> None:
+        self.total, self.unit, self.done = total, unit, done
+        self._started, self._done_before = time.monotonic(), done
 
     def advance(self, count: int = 1) -> None:
         """`count` more units are done."""
@@ -46,7 +46,7 @@ class Progress:
     def line(self) -> str:
         """Rate and time left in words."""
         seconds = max(time.monotonic() - self._started, 1e-9)
-        rate = self.done / seconds
+        rate = (self.done - self._done_before) / seconds
         if self.total is None:
             return f"{self.done:,} {self.unit}, {rate:,.1f}/s"
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
@@ -55,8 +55,8 @@ class Progress:
 
 
 class _PlainProgress(Progress):
-    def __init__(self, total: int | None, unit: str, title: str) -> None:
-        super().__init__(total, unit)
+    def __init__(self, total: int | None, unit: str, done: int, title: str) -> None:
+        super().__init__(total, unit, done)
         self._title, self._last = title, time.monotonic()
 
     def advance(self, count: int = 1) -> None:
@@ -68,8 +68,8 @@ class _PlainProgress(Progress):
 
 
 class _RichProgress(Progress):
-    def __init__(self, total: int | None, unit: str, bar: Any, task: Any) -> None:
-        super().__init__(total, unit)
+    def __init__(self, total: int | None, unit: str, done: int, bar: Any, task: Any) -> None:
+        super().__init__(total, unit, done)
         self._bar, self._task = bar, task
 
     def advance(self, count: int = 1) -> None:
@@ -81,7 +81,9 @@ class _RichProgress(Progress):
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int | None, unit: str = "images", *, quiet: bool = False) -> Iterator[Progress]:
+def progress(
+    title: str, total: int | None, unit: str = "images", *, quiet: bool = False, done: int = 0
+) -> Iterator[Progress]:
     """A counter to `advance` inside the block.
 
     Args:
@@ -89,12 +91,13 @@ def progress(title: str, total: int | None, unit: str = "images", *, quiet: bool
         total: units expected, None if unknown.
         unit: what is counted, plural.
         quiet: show nothing (ranks above 0, tests).
+        done: units that were done before, in a run that is resumed; the rate leaves them out.
     """
     if quiet:
-        yield Progress(total, unit)
+        yield Progress(total, unit, done)
         return
     if not sys.stderr.isatty():
-        plain = _PlainProgress(total, unit, title)
+        plain = _PlainProgress(total, unit, done, title)
         yield plain
         say(f"{title}: {plain.line()}")
         return
@@ -109,8 +112,8 @@ def progress(title: str, total: int | None, unit: str = "images", *, quiet: bool
         TextColumn("{task.fields[speed]}"),
         console=Console(stderr=True),
     ) as bar:
-        task = bar.add_task(title, total=total, speed="")
-        yield _RichProgress(total, unit, bar, task)
+        task = bar.add_task(title, total=total, completed=done, speed="")
+        yield _RichProgress(total, unit, done, bar, task)
 
 
 def say(text: str) -> None:

@@ -1,4 +1,6 @@
-"""The two errors that a user can cause. The command line prints their message as one line and exits with code 2.
+"""The two errors that a user can cause, and the interruption. The command line prints their message as one line.
+
+A mistake exits with code 2, an interruption with 128 + the signal's number (130 for Ctrl-C, 143 for SIGTERM).
 
 Anything else that escapes is our defect and keeps its traceback.
 """
@@ -31,3 +33,16 @@ class FormatError(UserError):
     def __reduce__(self) -> tuple[type[FormatError], tuple[Path, str, int | None]]:
         """From a worker process to its parent."""
         return type(self), (self.path, self.problem, self.offset)
+
+
+class Interrupted(Exception):
+    """A signal ended the work after what was done had been saved.
+
+    Args:
+        message: how to go on, in one line.
+        signal: the signal's number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -1,1 +1,1 @@
-"""Package."""
+"""Recipe + data set -> run directory: state, optimizer, schedule, processes, loop, logs."""

@@ -1,0 +1,74 @@
+"""One optimizer step: a batch in, moved parameters out, and numbers that stay on the device.
+
+In: `Parts`, a batch, a learning rate. Out: `StepNumbers`. Nothing here waits for the device.
+The ranges named by `record_function` are what `--profile` measures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from visard import dist
+from visard.records import Batch
+from visard.training.build import AUTOCAST, Parts
+from visard.training.parallel import sum_head_gradients
+from visard.training.state import seed_step
+
+
+@dataclass(frozen=True)
+class StepNumbers:
+    """What a step found, on the device.
+
+    Args:
+        failed: () above 0 if the gradient or loss was not finite, so that nothing was moved and the run must stop.
+        stop: () above 0 if any process was asked to stop.
+        logs: name -> () to be averaged over steps; "loss" and "gradient_norm" are over all processes already.
+        skipped: () 1 if nothing was moved (an fp16 overflow that the loss scaler cures, or `failed`).
+    """
+
+    failed: Tensor
+    stop: Tensor
+    logs: dict[str, Tensor]
+    skipped: Tensor
+
+
+def train_step(parts: Parts, batch: Batch, lr: float, *, stop: bool = False) -> StepNumbers:
+    """Makes one optimizer step.
+
+    Args:
+        parts: of the run; `parts.state` is moved, but for its step count.
+        batch: this process's share of the step, on any device.
+        lr: learning rate.
+        stop: this process was asked to stop; told to all of them through the step's collective.
+    """
+    state, recipe, device = parts.state, parts.recipe, parts.device
+    seed_step(recipe.run.seed, state.step, dist.rank())
+    dtype = AUTOCAST[recipe.run.precision]
+    with record_function("visard/forward"):
+        batch = batch.to(device, non_blocking=True)
+        pixels = parts.spec.normalise(batch.images)
+        if not recipe.run.channels_last:
+            pixels = pixels.contiguous()
+        state.head.begin_step(images_global=parts.images_global)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            embeddings = parts.model(pixels)
+        loss, logs = state.head(embeddings, batch)
+    with record_function("visard/backward"):
+        state.optimizer.backward(loss)
+        sum_head_gradients(state.head)
+    with record_function("visard/optimizer"):
+        shared = torch.stack([loss.detach().float(), torch.full((), float(stop), device=device)])
+        # Summed: the shares of the loss make the mean over the global batch; any process's wish to stop is above 0.
+        dist.all_reduce_sum(shared)
+        report = state.optimizer.step(lr, shared[0])
+        state.head.after_step()
+    return StepNumbers(
+        failed=report.failed,
+        stop=shared[1],
+        logs={**logs, "loss": shared[0], "gradient_norm": report.norm},
+        skipped=report.skipped,
+    )
