@@ -156,14 +156,15 @@ def test_every_bit_flipped(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         try:
             read_everything(path)
-        except FormatError as error:
-            assert error.offset is not None
+        except FormatError:
             refused += 1
     assert refused > 5 * 32  # at least each bit of the five magics
 
 
 @settings(max_examples=300, deadline=None)
-@given(data=st.lists(st.one_of(st.just(MAGIC), st.binary(min_size=4, max_size=4)), min_size=1, max_size=30).map(b"".join))
+@given(
+    data=st.lists(st.one_of(st.just(MAGIC), st.binary(min_size=4, max_size=4)), min_size=1, max_size=30).map(b"".join)
+)
 def test_random_bytes_give_only_format_errors(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("rec") / "a.rec"
     path.write_bytes(data)

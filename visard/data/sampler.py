@@ -10,7 +10,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from visard.data.transforms import scramble, scramble_array
+from visard.data.transforms import scramble_array, stream_base
 from visard.errors import UserError
 from visard.records import Int64Array
 
@@ -105,7 +105,7 @@ class EpochSampler:
         `Generator.permutation` is faster, but numpy may change its stream from one version to the next.
         """
         if epoch != self._order_epoch:
-            base = scramble(scramble(self.seed) ^ scramble(epoch + 1))
+            base = stream_base(self.seed, epoch)
             keys = scramble_array(np.arange(self.length, dtype=np.uint64) + np.uint64(base))
             self._order, self._order_epoch = np.argsort(keys), epoch
         return self._order

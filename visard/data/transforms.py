@@ -59,7 +59,7 @@ class SampleRandom:
     """
 
     def __init__(self, seed: int, epoch: int) -> None:
-        self._base = scramble(scramble(seed) + epoch & _MASK)
+        self._base = stream_base(seed, epoch)
         self._bits = np.random.Philox(key=0)
         self._generator = np.random.Generator(self._bits)
         self._state: Any = self._bits.state
@@ -105,6 +105,11 @@ def id_keys(ids: Sequence[str]) -> UInt64Array:
     """(B,) uint64: 64 bits of BLAKE2b of each id, the same on every machine (0.5 us an id)."""
     digests = [hashlib.blake2b(i.encode("utf-8", "surrogateescape"), digest_size=8).digest() for i in ids]
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+
+
+def stream_base(seed: int, epoch: int) -> int:
+    """64 bits that name the data pass; not symmetric in seed and epoch, so that neighbouring runs share no pass."""
+    return scramble(scramble(seed) + epoch & _MASK)
 
 
 def scramble_array(values: UInt64Array) -> UInt64Array:
