@@ -82,9 +82,11 @@ def float32_embedding(linear: nn.Linear, norm: nn.BatchNorm1d, x: Tensor) -> Ten
     Returns:
         (B, D) float32.
     """
-    if not torch.is_autocast_enabled(x.device.type):
+    device = x.device.type
+    # Parameter counts are taken on the meta device, which knows no autocast.
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return norm(linear(x))
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(device, enabled=False):
         return norm(linear(x.float()))
 
 
