@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from visard.errors import UserError
 __all__ = ["RenderedConfig", "RenderedFaces"]
 
 # Images worked on at once: on the CPU so many that their arrays stay in the cache, on a GPU so many that it is busy.
-CHUNK_CPU, CHUNK_GPU = 8, 256
+CHUNK_CPU, CHUNK_GPU = 16, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,8 @@ class RenderedFaces:
     Attributes:
         config: the above.
         size: S, crop size in pixels.
-        identities: how many identities.
+        identities: C names of the identities.
+        ids: N image ids "identity/image".
     """
 
     def __init__(
@@ -79,8 +80,10 @@ class RenderedFaces:
             size=size,
             first_identity=first_identity,
         )
-        self.size, self.identities = size, identities
+        self.size = size
         self.device = torch.device(device)
+        self.identities: Sequence[str] = _Names(first_identity, identities)
+        self.ids: Sequence[str] = _Names(first_identity, identities, images_per_identity)
 
     def __len__(self) -> int:
         return self.config.identities * self.config.images_per_identity
@@ -89,11 +92,6 @@ class RenderedFaces:
     def labels(self) -> NDArray[np.int64]:
         """(N,) class number of every image, 0 to identities - 1."""
         return np.repeat(np.arange(self.config.identities, dtype=np.int64), self.config.images_per_identity)
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """N image ids "identity/image", made when asked for."""
-        return _Ids(self.config)
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """(S, S, 3) uint8 RGB."""
@@ -131,19 +129,28 @@ class RenderedFaces:
         return render_crops(self.latents(index_B), self.size)
 
 
-class _Ids(Sequence[str]):
-    """The ids of a million images without a million strings."""
+class _Names(Sequence[str]):
+    """Names of identities ("0000007") or, with images, of their images ("0000007/0003"): a million without a million strings."""
 
-    def __init__(self, config: RenderedConfig) -> None:
-        self._config = config
+    def __init__(self, first: int, identities: int, images: int | None = None) -> None:
+        self._first, self._identities, self._images = first, identities, images
 
     def __len__(self) -> int:
-        return self._config.identities * self._config.images_per_identity
+        return self._identities * (1 if self._images is None else self._images)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        identity, image = divmod(int(index) % len(self), self._config.images_per_identity)
-        return f"{self._config.first_identity + identity:07d}/{image:04d}"
+            raise IndexError(f"{index} of {len(self)} names")
+        number = int(index) % len(self)
+        if self._images is None:
+            return f"{self._first + number:07d}"
+        identity, image = divmod(number, self._images)
+        return f"{self._first + identity:07d}/{image:04d}"

@@ -29,6 +29,8 @@ __all__ = [
 # Screen positions are snapped to this fraction of a pixel. Edge functions are then integers below 2^24, exact in float32,
 # so that every device takes the same decision for every pixel and neighbouring triangles leave no crack.
 SUBPIXEL = 16
+# A bound that never binds, and a slope so small that it takes a negative edge out of every picture.
+FAR, ALMOST_LEVEL = 2.0**16, 2.0**-13
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Raster:
 
     Args:
         triangle: (B, H, W) int64, index into the triangles, -1 = background.
-        weights: (B, H, W, 3) float32, the weights of the triangle's three corners, sum 1; 0 in the background.
+        weights: (B, 3, H, W) float32, the weights of the triangle's three corners, sum 1; 0 in the background.
         depth: (B, H, W) float32, +inf in the background.
     """
 
@@ -179,101 +181,134 @@ def rasterise(screen_BV2: Tensor, depth_BV: Tensor, triangles_T3: Tensor, height
     """The nearest camera-facing triangle at every pixel centre.
 
     Equals, pixel by pixel, testing all triangles and keeping the nearest one that covers the centre (the first one of
-    equally near ones); this only visits the pixels inside each triangle's bounding box.
+    equally near ones); this visits only the pixels that are inside: triangles are cut into spans, spans into pixels.
 
     Args:
         screen_BV2: (B, V, 2), pixels x right, y down.
         depth_BV: (B, V), grows away from the camera, positive.
         triangles_T3: (T, 3) int64; corners clockwise in the picture face the camera.
-        height, width: raster size in pixels.
+        height, width: raster size in pixels, at most 2048.
     """
-    batch, device = len(screen_BV2), screen_BV2.device
     limit = 4.0 * max(height, width)
-    snapped = (screen_BV2.clamp(-limit, limit) * SUBPIXEL).round().to(torch.float32)
-    corners = torch.cat([snapped, depth_BV[..., None].to(torch.float32)], 2)
-    abc = corners.index_select(1, triangles_T3.reshape(-1)).view(-1, 9)
+    snapped_2BV = (screen_BV2.clamp(-limit, limit) * SUBPIXEL).round().to(torch.float32).permute(2, 0, 1).contiguous()
+    depth_BV = depth_BV.to(torch.float32).clamp_min(0)
+    corners = triangles_T3.T.reshape(-1)
+    # One picture's arrays stay in a core's cache; a GPU wants all at once.
+    some = len(depth_BV) if depth_BV.is_cuda else 1
+    parts = [
+        _rasterise(snapped_2BV[:, start : start + some], depth_BV[start : start + some], corners, height, width)
+        for start in range(0, len(depth_BV), some)
+    ]
+    triangle, weights, depth = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Raster(triangle, weights, depth)
 
-    ax, ay, _, bx, by, _, cx, cy, _ = abc.unbind(1)
+
+def _rasterise(
+    snapped_2BV: Tensor, depth_BV: Tensor, corners: Tensor, height: int, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, device, triangles = len(depth_BV), depth_BV.device, len(corners) // 3
+    ax, bx, cx = snapped_2BV[0].index_select(1, corners).view(batch, 3, triangles).unbind(1)
+    ay, by, cy = snapped_2BV[1].index_select(1, corners).view(batch, 3, triangles).unbind(1)
     area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-    left = torch.minimum(torch.minimum(ax, bx), cx).div(SUBPIXEL).ceil().clamp_min(0)
-    right = torch.maximum(torch.maximum(ax, bx), cx).div(SUBPIXEL).floor().clamp_max(width - 1)
-    top = torch.minimum(torch.minimum(ay, by), cy).div(SUBPIXEL).ceil().clamp_min(0)
-    bottom = torch.maximum(torch.maximum(ay, by), cy).div(SUBPIXEL).floor().clamp_max(height - 1)
-    seen = ((area > 0) & (right >= left) & (bottom >= top)).nonzero()[:, 0]
+    left = torch.minimum(torch.minimum(ax, bx), cx).div_(SUBPIXEL).ceil_().clamp_min_(0)
+    right = torch.maximum(torch.maximum(ax, bx), cx).div_(SUBPIXEL).floor_().clamp_max_(width - 1)
+    top = torch.minimum(torch.minimum(ay, by), cy).div_(SUBPIXEL).ceil_().clamp_min_(0)
+    bottom = torch.maximum(torch.maximum(ay, by), cy).div_(SUBPIXEL).floor_().clamp_max_(height - 1)
+    seen = ((area > 0) & (right >= left) & (bottom >= top)).view(-1).nonzero()[:, 0]
 
-    left, top, columns = left[seen], top[seen], (right - left)[seen] + 1
-    count = (columns * (bottom[seen] - top + 1)).long()
-    ax, ay, az, bx, by, bz, cx, cy, cz = abc[seen].unbind(1)
-    # Edge functions and depth as planes over the bounding box: value = at its first pixel + x * per column + y * per row.
+    def keep(values: Tensor) -> Tensor:
+        return values.reshape(-1).index_select(0, seen)
+
+    ax, ay, bx, by, cx, cy, area = map(keep, (ax, ay, bx, by, cx, cy, area))
+    left, right, top, bottom = map(keep, (left, right, top, bottom))
+    az, bz, cz = map(keep, depth_BV.index_select(1, corners).view(batch, 3, triangles).unbind(1))
+    # Edge functions as planes: value at the box's first pixel, change a column, change a row. Integers, exact.
     x0, y0 = left * SUBPIXEL, top * SUBPIXEL
-    area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-    edge_a = (cx - bx) * (y0 - by) - (cy - by) * (x0 - bx)
-    edge_b = (ax - cx) * (y0 - cy) - (ay - cy) * (x0 - cx)
-    planes = torch.stack(
-        [
-            edge_a, -(cy - by) * SUBPIXEL, (cx - bx) * SUBPIXEL,
-            edge_b, -(ay - cy) * SUBPIXEL, (ax - cx) * SUBPIXEL,
-            area, columns, left, top, az, bz, cz,
-        ],
-        1,
-    )  # fmt: skip
+    a_x, a_y = (by - cy) * SUBPIXEL, (cx - bx) * SUBPIXEL
+    b_x, b_y = (cy - ay) * SUBPIXEL, (ax - cx) * SUBPIXEL
+    a_0 = (cx - bx) * (y0 - by) - (cy - by) * (x0 - bx)
+    b_0 = (ax - cx) * (y0 - cy) - (ay - cy) * (x0 - cx)
+    z_x = (a_x * (az - cz) + b_x * (bz - cz)) / area
+    z_y = (a_y * (az - cz) + b_y * (bz - cz)) / area
+    z_0 = cz + (a_0 * (az - cz) + b_0 * (bz - cz)) / area
+    picture = seen.div(triangles, rounding_mode="floor")
+    corner = picture * (height * width) + (top * width + left).long()
 
-    owner = torch.repeat_interleave(torch.arange(len(seen), device=device), count, output_size=int(count.sum()))
-    first = count.cumsum(0) - count
-    local = (torch.arange(len(owner), device=device) - first[owner]).to(torch.float32)
-    ea, ea_x, ea_y, eb, eb_x, eb_y, area, columns, left, top, az, bz, cz = planes.index_select(0, owner).unbind(1)
-    y = ((local + 0.5) / columns).floor()
-    x = local - y * columns
-    wa = ea + x * ea_x + y * ea_y
-    wb = eb + x * eb_x + y * eb_y
-    wc = area - wa - wb
-    inside = ((wa >= 0) & (wb >= 0) & (wc >= 0)).nonzero()[:, 0]
+    # Spans: a row of pixels of one triangle.
+    owner, y = _expand((bottom - top + 1).long())
+    y_f = y.to(torch.float32)
 
-    area = area[inside]
-    wa, wb = wa[inside] / area, wb[inside] / area
-    wc = 1 - wa - wb
-    depth = wa * az[inside] + wb * bz[inside] + wc * cz[inside]
-    # The bits of a positive float32 sort like its value.
-    level = depth.clamp_min(0).view(torch.int32).long()
-    triangle_count = len(triangles_T3)
-    owner = owner[inside]
-    image = seen.div(triangle_count, rounding_mode="floor")
-    pixel = (image[owner] * height + (top[inside] + y[inside]).long()) * width + (left[inside] + x[inside]).long()
-    # Nearest first, then the earlier triangle; the winner's own number comes back out of the key.
-    bits = max(len(inside), 1).bit_length()
-    key = (level << bits) | torch.arange(len(inside), device=device)
-    empty = torch.iinfo(torch.int64).max
-    best = torch.full((batch * height * width,), empty, dtype=torch.int64, device=device)
+    def spread(values: Tensor) -> Tensor:
+        return values.index_select(0, owner)
+
+    span_a = spread(a_0) + y_f * spread(a_y)
+    span_b = spread(b_0) + y_f * spread(b_y)
+    span_c = spread(area) - span_a - span_b
+    first, last = torch.zeros_like(span_a), spread(right - left)
+    for value, slope in ((span_a, a_x), (span_b, b_x), (span_c, -(a_x + b_x))):
+        # value + x * slope >= 0 bounds x from below where the slope is positive and from above where it is negative; FAR
+        # lifts the bound that does not apply. The quotient of such small integers is whole only if it divides evenly.
+        # A level edge counts as rising by almost nothing: no bound if the value is >= 0, an empty span if it is negative.
+        level = (slope == 0).to(torch.float32)
+        crossing = value / spread(-(slope + level * ALMOST_LEVEL))
+        first = torch.maximum(first, crossing.ceil() - spread((slope < 0).to(torch.float32) * FAR))
+        last = torch.minimum(last, crossing.floor_() + spread((slope > 0).to(torch.float32) * FAR + level * FAR * FAR))
+    count = (last - first).add_(1).clamp_min_(0)
+
+    # Pixels.
+    span, x = _expand(count.long())
+    first.clamp_max_(width)
+    start = spread(corner) + y * width + first.long()
+    span_zx = spread(z_x)
+    span_z = spread(z_0) + y_f * spread(z_y) + first * span_zx
+    depth = (span_z.index_select(0, span) + x * span_zx.index_select(0, span)).clamp_min_(0)
+    pixel = start.index_select(0, span) + x
+    # Nearest first, then the earlier triangle; the winner's own number comes back out of the key. The bits of a positive
+    # float32 sort like its value.
+    bits = max(len(pixel), 1).bit_length()
+    key = (depth.view(torch.int32).long() << bits) | torch.arange(len(pixel), device=device)
+    infinite = torch.tensor(torch.inf).view(torch.int32).item()
+    best = torch.full((batch * height * width,), int(infinite) << bits, dtype=torch.int64, device=device)
     best.scatter_reduce_(0, pixel, key, "amin")
-
-    filled = (best != empty).nonzero()[:, 0]
-    winner = best[filled] & ((1 << bits) - 1)
-    triangle = torch.full((batch * height * width,), -1, dtype=torch.int64, device=device)
-    triangle[filled] = seen[owner[winner]] - image[owner[winner]] * triangle_count
-    weights = torch.zeros(batch * height * width, 3, device=device)
-    weights[filled] = torch.stack([wa[winner], wb[winner], wc[winner]], 1)
-    nearest = torch.full((batch * height * width,), torch.inf, device=device)
-    nearest[filled] = depth[winner]
+    nearest = (best >> bits).to(torch.int32).view(torch.float32)
     shape = (batch, height, width)
-    return Raster(triangle.view(shape), weights.view(*shape, 3), nearest.view(shape))
+    if len(pixel) == 0:
+        return best.view(shape) * 0 - 1, torch.zeros(batch, 3, height, width, device=device), nearest.view(shape)
+
+    # In the background the winner's number is 0, and what it says is wiped out.
+    winner = best & ((1 << bits) - 1)
+    covered = (nearest < torch.inf).to(torch.float32)
+    span = span.index_select(0, winner)
+    x_f = x.index_select(0, winner) + first.index_select(0, span)
+    owner = owner.index_select(0, span)
+    triangle = ((seen - picture * triangles + 1).index_select(0, owner) * covered.long()).sub_(1)
+    share = covered / area.index_select(0, owner)
+    w_a = (span_a.index_select(0, span) + x_f * a_x.index_select(0, owner)) * share
+    w_b = (span_b.index_select(0, span) + x_f * b_x.index_select(0, owner)) * share
+    weights = torch.stack([w_a.view(shape), w_b.view(shape), (covered - w_a - w_b).view(shape)], 1)
+    return triangle.view(shape), weights, nearest.view(shape)
+
+
+def _expand(count_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers 0..N-1, each as often as its count, and which repetition each is."""
+    owner = torch.repeat_interleave(count_N)
+    start = count_N.cumsum(0) - count_N
+    return owner, torch.arange(len(owner), device=count_N.device) - start.index_select(0, owner)
 
 
 def interpolate(raster: Raster, triangles_T3: Tensor, values_VC: Tensor) -> Tensor:
     """Per-vertex values at every pixel.
 
     Args:
-        values_VC: (V, C) shared by the batch, or (B, V, C).
+        values_VC: (V, C), shared by the batch.
 
     Returns:
         (B, H, W, C); 0 in the background.
     """
-    batch, height, width = raster.triangle.shape
-    if values_VC.ndim == 2:
-        table = values_VC[triangles_T3].flatten(1)
-        corner = table.index_select(0, raster.triangle.clamp_min(0).reshape(-1))
-    else:
-        table = values_VC[:, triangles_T3].flatten(2).flatten(0, 1)
-        start = torch.arange(batch, device=table.device)[:, None, None] * len(triangles_T3)
-        corner = table.index_select(0, (raster.triangle.clamp_min(0) + start).reshape(-1))
-    corner = corner.view(batch, height, width, 3, values_VC.shape[-1])
-    return (corner * raster.weights[..., None]).sum(3)
+    index = raster.triangle.clamp_min(0).view(-1)
+    weights = raster.weights.transpose(0, 1).reshape(3, -1)
+    columns = []
+    for values in values_VC.unbind(1):
+        corner = [values.index_select(0, triangles_T3[:, k]).index_select(0, index) * weights[k] for k in range(3)]
+        columns.append(corner[0] + corner[1] + corner[2])
+    return torch.stack(columns, -1).view(*raster.triangle.shape, len(columns))

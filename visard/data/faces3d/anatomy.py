@@ -35,10 +35,10 @@ _NECK = (
 # Angle from the front: height of the lower edge of jaw and skull.
 _JAW = ((0, -115), (18, -114), (35, -106), (50, -95), (65, -80), (80, -62), (95, -48), (120, -46), (165, -52))
 _ROW_SPACING = (
-    (115, 4.5), (95, 6), (60, 4.5), (34, 3.4), (26, 2.2), (10, 1.6), (-11, 1.8), (-16, 2.8), (-30, 2.2), (-38, 1.7),
-    (-52, 1.9), (-58, 1.9), (-80, 2.4), (-90, 3.2), (-112, 4), (-125, 6), (-150, 7), (-200, 16), (-330, 40),
+    (115, 5), (95, 7.5), (60, 6), (34, 4.4), (26, 2.6), (10, 1.9), (-9, 2.1), (-16, 3.6), (-30, 2.9), (-38, 2.1),
+    (-52, 2.4), (-58, 2.3), (-80, 3), (-90, 4.2), (-112, 4.5), (-125, 8), (-150, 9), (-200, 20), (-330, 60),
 )  # fmt: skip
-COLUMNS = 97
+COLUMNS = 85
 STOMION = -67.0
 EYE_X, EYE_Y = 31.0, 0.0
 MOUTH_HALF_WIDTH = 25.0
@@ -128,9 +128,9 @@ def blob(flat: Array, x: float, y: float, wide: float, tall: float) -> Array:
 
 
 def _angles() -> Array:
-    # 60 % of the columns within 52 degrees of the front.
+    # Two thirds of the columns within 50 degrees of the front.
     t = np.linspace(-1, 1, COLUMNS)
-    return np.sign(t) * np.interp(np.abs(t), [0, 0.3, 0.62, 0.8, 1], [0, 20, 52, 90, 158])
+    return np.sign(t) * np.interp(np.abs(t), [0, 0.36, 0.68, 0.84, 1], [0, 20, 50, 90, 158])
 
 
 def _heights() -> Array:

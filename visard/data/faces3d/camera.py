@@ -29,18 +29,33 @@ def backdrop(latents: Latents, height: int, width: int) -> Tensor:
     numbers = bell(latents.passing_array(_BACKDROP_ARRAY, count)).float()
     coarse = numbers[:, : 3 * _COARSE**2].view(-1, 3, _COARSE, _COARSE)
     fine = numbers[:, 3 * _COARSE**2 :].view(-1, 3, _FINE, _FINE)
+    # Mostly grey: rooms and streets are.
+    fine = fine.mean(1, keepdim=True) * 0.85 + fine * 0.3
+    coarse = coarse.mean(1, keepdim=True) * 0.9 + coarse * 0.45
     kind = latents.uniform("background kind").float()[:, None, None, None]
-    blocks = kind > 0.75
-    small = resize(fine, size=(height // 4, width // 4), mode="bilinear", align_corners=True)
-    hard = resize(fine, size=(height // 4, width // 4), mode="nearest")
-    small = torch.where(blocks, hard, small)
-    grey = small.mean(1, keepdim=True)
-    small = grey + (small - grey) * 0.5
-    picture = resize(small, size=(height, width), mode="bilinear", align_corners=True) * (kind > 0.25)
-    picture = 0.5 * picture + 0.7 * resize(coarse, size=(height, width), mode="bicubic", align_corners=True)
-    tone = hue(latents.uniform("background hue"), latents.uniform("vignette") * 0.6, latents.uniform("background light", 0.1, 0.95))
-    contrast = latents.uniform("background contrast", 0.02, 0.28).float()[:, None, None, None]
-    return (tone.float().sqrt()[:, :, None, None] + contrast * picture).clamp(0, 1).square()
+    soft, hard, slow = (_stretch(n, height, width, k, latents.device) for n, k in ((_FINE, 1), (_FINE, 0), (_COARSE, 1)))
+    fine = fine * (kind > 0.25)
+    picture = 0.7 * slow[0] @ coarse @ slow[1] + 0.5 * soft[0] @ (fine * (kind <= 0.8)) @ soft[1]
+    picture = picture + 0.5 * hard[0] @ (fine * (kind > 0.8)) @ hard[1]
+    tone = hue(
+        latents.uniform("background hue"), latents.uniform("vignette") ** 2 * 0.5, latents.uniform("background light", 0.08, 0.95)
+    )
+    contrast = latents.uniform("background contrast", 0.02, 0.3).float()[:, None, None, None]
+    return (picture * contrast + tone.float().sqrt()[:, :, None, None]).clamp_(0, 1).square_()
+
+
+@lru_cache(maxsize=32)
+def _stretch(places: int, height: int, width: int, order: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Matrices (height, places) and (places, width) that stretch a small grid: order 0 in blocks, 1 smoothly."""
+
+    def matrix(size: int) -> Tensor:
+        at = torch.linspace(0, places - 1, size, dtype=torch.float64)[:, None] - torch.arange(places, dtype=torch.float64)
+        if order == 0:
+            return (at.round() == 0).float().to(device)
+        near = (1 - at.abs()).clamp_min(0)
+        return (near * near * (3 - 2 * near)).float().to(device)
+
+    return matrix(height), matrix(width).T.contiguous()
 
 
 def develop(linear_B3HW: Tensor, latents: Latents, size: int, *, scale: float) -> Tensor:

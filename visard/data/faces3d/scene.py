@@ -194,16 +194,14 @@ def _atlas(latents: Latents, surface: _Surface, rotation_B33: Tensor) -> Tensor:
     atlas = torch.zeros(batch, 3, *layout.atlas, device=latents.device)
 
     roots = torch.zeros(batch, rows, columns, device=latents.device)
-    bare = (surface.hair.cover * (1 - surface.hair.hat)).float()[:, None]
-    last = 2 * (g - 1) + 1
-    roots[:, :last, : 2 * j - 1] = resize(bare, size=(last, 2 * j - 1), mode="bilinear", align_corners=True)[:, 0]
-    texture = skin.paint(latents, roots)
+    bare = (surface.hair.cover * (1 - surface.hair.hat)).float()
+    roots[:, : 2 * g - 1, : 2 * j - 1] = skin.double(bare)
     normals = grid_normals(surface.head.float())
     diffuse, shine = light.shade(normals.flatten(1, 2), lamps, None, None, 14.0)
     gloss = latents.uniform("shine", 0.02, 0.16).float()[:, None]
-    both = torch.cat([diffuse, (shine * gloss)[:, None]], 1).view(batch, 4, rows, columns)
-    both = resize(both, size=texture.shape[2:], mode="bilinear", align_corners=True)
-    atlas[:, :, : texture.shape[2]] = texture * both[:, :3] + both[:, 3:]
+    diffuse, shine = diffuse.view(batch, 3, rows, columns), (shine * gloss).view(batch, rows, columns)
+    texture = skin.paint(latents, roots, diffuse, shine)
+    atlas[:, :, : texture.shape[2]] = texture
 
     normals = grid_normals(surface.hair.vertices.float())
     diffuse, shine = light.shade(normals.flatten(1, 2), lamps, None, None, 10.0)
@@ -213,12 +211,11 @@ def _atlas(latents: Latents, surface: _Surface, rotation_B33: Tensor) -> Tensor:
     hat = surface.hair.hat.float()[:, None]
     colour = colour + (cloth - colour) * hat
     lit = colour * diffuse.view(batch, 3, g, j) + (0.05 * shine).view(batch, 1, g, j) * (1 - hat) * (0.6 + 0.5 * strands)
-    tall = (layout.ear_row - layout.hair_row, columns * 2 - 1)
-    atlas[:, :, layout.hair_row : layout.ear_row] = resize(lit, size=tall, mode="bilinear", align_corners=True)
+    atlas[:, :, layout.hair_row : layout.ear_row, : 2 * j - 1] = skin.double(lit)
 
     side = head.EAR_SIDE
     # An ear has the skin of the place where it hangs, a little redder.
-    tone = texture[:, :, 2 * (rows // 2), 60:70].mean(2)[:, :, None] * torch.tensor([1.04, 0.92, 0.90], device=latents.device)[:, None]
+    tone = (skin.skin_colour(latents)[0] * torch.tensor([1.02, 0.88, 0.86]).to(latents.device)).float()[:, :, None]
     for number in range(2):
         normals = grid_normals(surface.ears[:, number].float())
         diffuse, _ = light.shade(normals.flatten(1, 2), lamps, None, None, 10.0)
@@ -290,7 +287,7 @@ def _layout(device: torch.device) -> _Layout:
     hair_row = 2 * rows - 1
     hair_first = rows * columns
     triangles.append(grid_triangles(g, j, first=hair_first))
-    texels.append(_places(g, j, hair_row, 0, 2, 4))
+    texels.append(_places(g, j, hair_row, 0, 2, 2))
     ear_row = hair_row + 2 * g - 1
     ears_first = hair_first + g * j
     for number in range(2):

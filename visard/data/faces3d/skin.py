@@ -20,7 +20,7 @@ from visard.data.faces3d.head import age, beard_cover
 from visard.data.faces3d.latents import Latents
 from visard.data.faces3d.noise import soft_noise
 
-__all__ = ["beard_thickness", "hair_colour", "paint"]
+__all__ = ["beard_thickness", "double", "hair_colour", "paint", "skin_colour"]
 
 _SKIN = ((244, 212, 195), (232, 192, 166), (214, 167, 134), (183, 132, 99), (139, 94, 68), (98, 64, 47), (68, 45, 35))
 _HAIR = ((20, 17, 17), (36, 27, 23), (62, 43, 32), (96, 66, 44), (140, 104, 66), (196, 162, 112), (150, 72, 38))
@@ -30,48 +30,60 @@ _FRECKLES = 60
 _LASTING_MARKS, _FRECKLE_MARKS = 2, 3
 
 
-def paint(latents: Latents, scalp_BRQ: Tensor) -> Tensor:
-    """(B, 3, U, W) float32 linear colours; U = 2 R - 1, W = 2 Q - 1.
+def paint(latents: Latents, scalp_BRQ: Tensor, diffuse_B3RQ: Tensor, shine_BRQ: Tensor) -> Tensor:
+    """(B, 3, U, W) float32 lit linear colours; U = 2 R - 1, W = 2 Q - 1.
 
     Args:
         scalp_BRQ: (B, R, Q) float32, how much the hair's roots colour the skin.
+        diffuse_B3RQ: (B, 3, R, Q) float32, light that multiplies the colour.
+        shine_BRQ: (B, R, Q) float32, light that is added.
     """
     constants = _constants(latents.device)
-    skin_B3, melanin = _skin_colour(latents)
+    skin_B3, melanin = skin_colour(latents)
     hair_B3 = hair_colour(latents)
     rows, columns = scalp_BRQ.shape[1:]
-    size = (2 * rows - 1, 2 * columns - 1)
 
     # Smooth regions, at the vertices: redness of cheeks and nose, shadows under the eyes, beard, hair roots.
     flush = (0.35 + 0.45 * latents.uniform("ruddy") + 0.3 * latents.uniform("flush")) * (1 - 0.6 * melanin)
     tired = 0.06 + 0.16 * latents.uniform("under eye") + 0.10 * age(latents)
-    tint_BK3 = torch.stack(
+    tint_B3K = torch.stack(
         [
-            flush[:, None] * torch.tensor([0.02, -0.16, -0.15], dtype=latents.dtype, device=latents.device),
-            tired[:, None] * torch.tensor([-1.0, -1.15, -0.95], dtype=latents.dtype, device=latents.device),
-            torch.tensor([[0.05, 0.05, 0.04]], dtype=latents.dtype, device=latents.device).expand(len(latents), 3),
+            torch.stack([0.02 * flush, -0.16 * flush, -0.15 * flush], 1),
+            torch.stack([-1.0 * tired, -1.15 * tired, -0.95 * tired], 1),
+            torch.full_like(skin_B3, 0.05),
         ],
-        1,
+        2,
     ).float()
-    smooth = 1 + (tint_BK3.transpose(1, 2) @ constants["regions"]).view(-1, 3, rows, columns)
-    # A gain, so that dark skin stays dark.
-    colour = skin_B3.float()[:, :, None, None] * smooth
-    beard = _beard(latents)
-    amount = (beard[:, :, None, None] * constants["beard"][None]).amax(1)
+    colour = skin_B3.float()[:, :, None, None] * (1 + (tint_B3K @ constants["regions"]).view(-1, 3, rows, columns))
+    beard = _beard(latents).float()
     beard_colour = (hair_B3 * 0.8).float()[:, :, None, None]
     stubble = constants["stubble"][(latents.uniform("beard dark") * len(constants["stubble"])).long()]
-    amount = (amount * (1 + 0.25 * stubble)).clamp(0, 0.93)[:, None]
+    amount = (beard @ constants["beard"].flatten(1)).view(-1, rows, columns)
+    amount = (amount * (1 + 0.25 * stubble)).clamp_(0, 0.93)[:, None]
     colour = colour + (beard_colour - colour) * amount
-    roots = scalp_BRQ[:, None] * 0.8
+    roots = scalp_BRQ[:, None] * 0.85
     colour = colour + (hair_B3.float()[:, :, None, None] - colour) * roots
-    texture = resize(colour, size=size, mode="bilinear", align_corners=True)
+    texture = double(colour * diffuse_B3RQ + shine_BRQ[:, None])
 
-    texture = texture * _marks(latents, size, melanin)
-    _paint_brows(texture, latents, hair_B3)
-    _paint_eyes(texture, latents, skin_B3)
-    _paint_mouth(texture, latents, skin_B3)
-    _paint_clothes(texture, latents)
+    _mark(texture, latents, melanin)
+    _paint_brows(texture, latents, hair_B3, diffuse_B3RQ)
+    _paint_eyes(texture, latents, skin_B3, diffuse_B3RQ)
+    _paint_mouth(texture, latents, skin_B3, diffuse_B3RQ)
+    _paint_clothes(texture, latents, diffuse_B3RQ)
     return texture
+
+
+def double(values: Tensor) -> Tensor:
+    """(..., R, Q) -> (..., 2 R - 1, 2 Q - 1), linear between: bilinear resizing with aligned corners, without its weights."""
+    *lead, rows, columns = values.shape
+    across = values.new_empty(*lead, rows, 2 * columns - 1)
+    across[..., ::2] = values
+    across[..., 1::2] = (values[..., 1:] + values[..., :-1]).mul_(0.5)
+    down = values.new_empty(*lead, 2 * rows - 1, 2 * columns - 1)
+    down[..., ::2, :] = across
+    torch.add(across[..., 1:, :], across[..., :-1, :], out=down[..., 1::2, :])
+    down[..., 1::2, :] *= 0.5
+    return down
 
 
 def beard_thickness(latents: Latents) -> Tensor:
@@ -95,7 +107,7 @@ def _melanin(latents: Latents) -> Tensor:
     return latents.uniform("melanin") ** 1.15
 
 
-def _skin_colour(latents: Latents) -> tuple[Tensor, Tensor]:
+def skin_colour(latents: Latents) -> tuple[Tensor, Tensor]:
     melanin = _melanin(latents)
     colour = _table(_SKIN, melanin * (len(_SKIN) - 1))
     under = latents.normal("undertone", 0.035)
@@ -125,23 +137,26 @@ def _beard(latents: Latents) -> Tensor:
     return torch.stack([moustache.clamp_min(0.08), chin.clamp_min(0.08), cheek], 1) * male[:, None]
 
 
-def _marks(latents: Latents, size: tuple[int, int], melanin: Tensor) -> Tensor:
-    """(B, 3, U, W) gain of moles, freckles and the skin's own unevenness. Round spots are outer products: one GEMM."""
+def _mark(texture: Tensor, latents: Latents, melanin: Tensor) -> None:
+    """Moles, freckles and the skin's own unevenness. Round spots are outer products of bells: one product of matrices."""
     constants = _constants(latents.device)
-    unlike = constants["uneven"]
-    which = (latents.uniform("freckles") * len(unlike)).long()
-    gain = 1 + 0.035 * unlike[which][:, None].expand(-1, 3, -1, -1)
+    size = (texture.shape[2], texture.shape[3])
+    uneven = constants["uneven"][(latents.uniform("freckles") * len(constants["uneven"])).long()]
 
     moles = latents.lasting_array(_LASTING_MARKS, 4 * _MOLES).view(-1, 4, _MOLES).float()
-    there = (moles[:, 3] < 0.45).float()
-    many = _spots(18 + moles[:, 0] * 130, 22 + moles[:, 1] * 150, 0.75 + 0.6 * moles[:, 2], there * 0.85, size)
-    gain = gain * (1 - many[:, None] * constants["mole"])
-    freckled = ((latents.uniform("freckles") - 0.72).clamp_min(0) * 2.2 * (1 - melanin)).float()
+    there = (moles[:, 3] < 0.45).float() * 0.85
+    row, column = size[0] * (0.08 + 0.66 * moles[:, 0]), size[1] * (0.12 + 0.76 * moles[:, 1])
+    freckled = ((latents.uniform("freckles") - 0.72).clamp_min(0) * 1.1 * (1 - melanin)).float()
     spots = latents.lasting_array(_FRECKLE_MARKS, 3 * _FRECKLES).view(-1, 3, _FRECKLES).float()
-    column = 96 + (spots[:, 0] - 0.5) * 130
-    row = 78 + (spots[:, 1] + moles[:, :1, 0]) * 22
-    few = _spots(row, column, 0.7 + 0.3 * spots[:, 2], freckled[:, None].expand(-1, _FRECKLES), size)
-    return (gain * (1 - few[:, None] * constants["freckle"])).clamp_min(0.05)
+    nose = constants["nose_row"]
+    rows = torch.cat([row, nose + (spots[:, 1] + moles[:, :1, 0] - 1) * size[0] * 0.1], 1)
+    columns = torch.cat([column, size[1] * (0.5 + (spots[:, 0] - 0.5) * 0.62)], 1)
+    radii = torch.cat([0.65 + 0.5 * moles[:, 2], 0.6 + 0.25 * spots[:, 2]], 1)
+    strengths = torch.cat([there, freckled[:, None].expand(-1, _FRECKLES)], 1)
+    dark = _spots(rows, columns, radii, strengths, size)
+    gain = 1 + 0.035 * uneven
+    for channel, depth in enumerate((0.62, 0.82, 0.9)):
+        texture[:, channel] *= gain - depth * dark
 
 
 def _spots(row_BK: Tensor, column_BK: Tensor, radius_BK: Tensor, strength_BK: Tensor, size: tuple[int, int]) -> Tensor:
@@ -152,10 +167,17 @@ def _spots(row_BK: Tensor, column_BK: Tensor, radius_BK: Tensor, strength_BK: Te
     return (down.transpose(1, 2) @ across).clamp(0, 1)
 
 
-def _blend(texture: Tensor, patch: tuple[slice, slice], colour: Tensor, amount: Tensor) -> None:
-    """Paints `colour` (broadcasts to (B, 3, P, N)) over a patch of the texture, `amount` (B, P, N) 0 to 1."""
-    part = texture[:, :, patch[0], patch[1]]
-    part += (colour - part) * amount[:, None]
+def _blend(part: Tensor, light: Tensor, colour: Tensor, amount: Tensor) -> None:
+    """Paints `colour` (broadcasts to (B, 3, P, N)) in this light over a part of the texture, `amount` (B, P, N) 0 to 1."""
+    part += (colour * light - part) * amount[:, None]
+
+
+def _light_on(diffuse_B3RQ: Tensor, patch: tuple[slice, slice]) -> Tensor:
+    """(B, 3, P, N) light on a patch of the texture."""
+    rows, columns = patch
+    near = diffuse_B3RQ[:, :, rows.start // 2 : (rows.stop + 2) // 2, columns.start // 2 : (columns.stop + 2) // 2]
+    top, left = rows.start % 2, columns.start % 2
+    return double(near)[:, :, top : top + rows.stop - rows.start, left : left + columns.stop - columns.start]
 
 
 def _soft(value: Tensor, width: float) -> Tensor:
@@ -163,8 +185,9 @@ def _soft(value: Tensor, width: float) -> Tensor:
     return (value / (2 * width) + 0.5).clamp(0, 1)
 
 
-def _paint_brows(texture: Tensor, latents: Latents, hair_B3: Tensor) -> None:
+def _paint_brows(texture: Tensor, latents: Latents, hair_B3: Tensor, diffuse_B3RQ: Tensor) -> None:
     patch, x, y = _patch(latents.device, "brows")
+    part, lit = texture[:, :, patch[0], patch[1]], _light_on(diffuse_B3RQ, patch)
     ax = x.abs()
 
     def w(value: Tensor) -> Tensor:
@@ -181,11 +204,12 @@ def _paint_brows(texture: Tensor, latents: Latents, hair_B3: Tensor) -> None:
     dark = w(0.5 + 0.42 * latents.uniform("brow dark"))
     fibre = _constants(latents.device)["fibre"][: ax.shape[0], : ax.shape[1]]
     colour = (hair_B3 * 0.62).float()[:, :, None, None]
-    _blend(texture, patch, colour, (amount * dark * (0.92 + 0.18 * fibre)).clamp(0, 1))
+    _blend(part, lit, colour, (amount * dark * (0.92 + 0.18 * fibre)).clamp(0, 1))
 
 
-def _paint_eyes(texture: Tensor, latents: Latents, skin_B3: Tensor) -> None:
+def _paint_eyes(texture: Tensor, latents: Latents, skin_B3: Tensor, diffuse_B3RQ: Tensor) -> None:
     patch, x, y = _patch(latents.device, "eyes")
+    part, lit = texture[:, :, patch[0], patch[1]], _light_on(diffuse_B3RQ, patch)
     side = torch.sign(x)
     ax = x.abs()
 
@@ -209,9 +233,9 @@ def _paint_eyes(texture: Tensor, latents: Latents, skin_B3: Tensor) -> None:
     light = skin_B3.float()[:, :, None, None]
     fold = up + w(3.4 + 1.0 * latents.normal("lid fold")) * (1 - 0.35 * u * u)
     crease = torch.exp(-(((y - fold) / 0.9) ** 2)) * _soft(half * 1.1 - (ax - EYE_X).abs(), 1.5)
-    _blend(texture, patch, light * 0.42, 0.5 * crease * w(latents.uniform("lid fold", 0.35, 1.0)))
+    _blend(part, lit, light * 0.42, 0.5 * crease * w(latents.uniform("lid fold", 0.35, 1.0)))
     bag = torch.exp(-(((y - low + 4.2) / 1.3) ** 2)) * _soft(half * 0.9 - (ax - EYE_X).abs(), 3.0)
-    _blend(texture, patch, light * 0.55, bag * w(0.10 + 0.25 * age(latents)))
+    _blend(part, lit, light * 0.55, bag * w(0.10 + 0.25 * age(latents)))
 
     shade = (0.50 + 0.5 * ((up - y) / 4.0).clamp(0, 1)) * (1 - 0.35 * u.abs() ** 3)
     white = torch.tensor([0.66, 0.60, 0.57], device=x.device)[None, :, None, None] * shade[:, None]
@@ -227,12 +251,12 @@ def _paint_eyes(texture: Tensor, latents: Latents, skin_B3: Tensor) -> None:
     glint_x = w(2.2 * torch.sin(latents.uniform("light azimuth", -1.4, 1.4)))
     glint = torch.exp(-(((dx - glint_x) ** 2 + (dy - 1.9) ** 2) / 1.1))
     eye = eye + (0.85 - eye) * (0.9 * glint)[:, None]
-    _blend(texture, patch, eye, inside)
+    _blend(part, lit, eye, inside)
     lash = torch.exp(-(((y - up - 0.35) / w(0.75 + 0.35 * latents.uniform("lash"))) ** 2)) * _soft(half + 0.8 - (ax - EYE_X).abs(), 0.8)
     rim = torch.exp(-(((y - low + 0.1) / 0.6) ** 2)) * _soft(half - (ax - EYE_X).abs(), 0.8)
     lash_dark = w(0.62 + 0.3 * latents.uniform("lash"))
-    _blend(texture, patch, light * 0.06, (lash * lash_dark).clamp(0, 1))
-    _blend(texture, patch, light * 0.35, 0.45 * rim)
+    _blend(part, lit, light * 0.06, (lash * lash_dark).clamp(0, 1))
+    _blend(part, lit, light * 0.35, 0.45 * rim)
 
 
 def _iris(latents: Latents) -> Tensor:
@@ -241,8 +265,9 @@ def _iris(latents: Latents) -> Tensor:
     return _table(_IRIS, place) * latents.uniform("iris light", 0.8, 1.5)[:, None]
 
 
-def _paint_mouth(texture: Tensor, latents: Latents, skin_B3: Tensor) -> None:
+def _paint_mouth(texture: Tensor, latents: Latents, skin_B3: Tensor, diffuse_B3RQ: Tensor) -> None:
     patch, x, y = _patch(latents.device, "mouth")
+    part, lit = texture[:, :, patch[0], patch[1]], _light_on(diffuse_B3RQ, patch)
     ax = x.abs()
 
     def w(value: Tensor) -> Tensor:
@@ -261,27 +286,28 @@ def _paint_mouth(texture: Tensor, latents: Latents, skin_B3: Tensor) -> None:
     rose = rose * torch.stack([1 - 0.05 * made_up, 1 - 0.55 * made_up, 1 - 0.45 * made_up], 1)
     rose = rose * (1 + 0.14 * latents.normal("lip colour"))[:, None]
     lips = (skin_B3 * rose).float()[:, :, None, None]
-    _blend(texture, patch, lips, amount * 0.85)
+    _blend(part, lit, lips, amount * 0.85)
     # The row between the lips: a line when shut, teeth above and a dark hollow below when torn open.
     opened = w((latents.uniform("open") - 0.62).clamp_min(0) * 2.3)
     band = _soft(0.85 - (y - STOMION).abs(), 0.3) * _soft(half - 1.0 - ax, 1.5)
     dark = torch.tensor([0.05, 0.016, 0.014], device=x.device)[None, :, None, None]
-    _blend(texture, patch, dark, band * (0.55 + 0.45 * (opened * 6).clamp(0, 1)))
+    _blend(part, lit, dark, band * (0.55 + 0.45 * (opened * 6).clamp(0, 1)))
     teeth = _soft(y - STOMION - 0.1, 0.15) * _soft(STOMION + 0.62 - y, 0.15) * _soft(17 - ax, 3.0)
     ivory = torch.tensor([0.62, 0.58, 0.50], device=x.device)[None, :, None, None]
-    _blend(texture, patch, ivory, teeth * (opened * 5).clamp(0, 0.9))
+    _blend(part, lit, ivory, teeth * (opened * 5).clamp(0, 0.9))
     nostril = torch.exp(-(((ax - 7.2) / 3.0) ** 2) - ((y + 48.0) / 1.5) ** 2)
-    _blend(texture, patch, (skin_B3 * 0.08).float()[:, :, None, None], (0.85 * nostril).expand(len(latents), -1, -1))
+    _blend(part, lit, (skin_B3 * 0.08).float()[:, :, None, None], (0.85 * nostril).expand(len(latents), -1, -1))
 
 
-def _paint_clothes(texture: Tensor, latents: Latents) -> None:
+def _paint_clothes(texture: Tensor, latents: Latents, diffuse_B3RQ: Tensor) -> None:
     constants = _constants(latents.device)
     first = int(constants["clothes_row"])
     line = latents.uniform("neckline", -176, -158).float()[:, None, None]
     height, side = constants["clothes_height"], constants["clothes_side"]
     amount = _soft(line - 14 * (1 - side) + 6 * side - height, 2.0)
     colour = hue(latents.uniform("clothes hue"), latents.uniform("clothes saturation") ** 2 * 0.8, latents.uniform("clothes light", 0.03, 0.8))
-    _blend(texture, (slice(first, None), slice(None)), colour.float()[:, :, None, None], amount)
+    patch = (slice(first, texture.shape[2]), slice(0, texture.shape[3]))
+    _blend(texture[:, :, patch[0]], _light_on(diffuse_B3RQ, patch), colour.float()[:, :, None, None], amount)
 
 
 def hue(hue_B: Tensor, saturation_B: Tensor, light_B: Tensor) -> Tensor:
@@ -334,10 +360,9 @@ def _constants(device: torch.device) -> dict[str, Tensor]:
         "stubble": soft_noise(31, 4, rows, columns, 0.3, 0.5),
         "uneven": soft_noise(32, 6, 2 * rows - 1, 2 * columns - 1, 2.2, 2.2),
         "fibre": soft_noise(33, 1, 64, 2 * columns - 1, 0.9, 0.4)[0],
-        "mole": torch.tensor([0.75, 0.88, 0.92])[None, :, None, None],
-        "freckle": torch.tensor([0.22, 0.38, 0.48])[None, :, None, None],
         "clothes_height": torch.from_numpy(y[clothes:].copy()).float()[None],
         "clothes_side": torch.from_numpy(smoothstep(10, 80, angles)).float()[None, None],
     }
     values = {name: value.to(device) for name, value in values.items()}
-    return values | {"clothes_row": torch.tensor(clothes)}
+    nose = int(np.argmax(y[:, x.shape[1] // 2] < -18))
+    return values | {"clothes_row": torch.tensor(clothes), "nose_row": torch.tensor(nose)}

@@ -88,11 +88,11 @@ def wear(latents: Latents, head_BRQ3: Tensor) -> Worn:
         return torch.where(there[:, None, None], points, points[:, :1] * 0)
 
     for sign in (-1.0, 1.0):
-        pieces.append(shut(torch.cat([outline(sign, 0.0, 0.5), outline(sign, thick, 0.5)], 1).flatten(1, 1), worn))
+        pieces.append(shut(torch.cat([outline(sign, thick, 0.5), outline(sign, 0.0, 0.5)], 1), worn))
         colours.append(frame)
     for sign in (-1.0, 1.0):
         middle = outline(sign, 0.0, 0.0).mean(1, keepdim=True).expand(-1, AROUND, -1)
-        pieces.append(shut(torch.cat([middle, outline(sign, 0.6, 0.0)], 1), sun))
+        pieces.append(shut(torch.cat([outline(sign, 0.6, 0.0), middle], 1), sun))
         colours.append(dark)
     inner = centre_x - wide
     s = torch.linspace(-1, 1, 5, dtype=latents.dtype, device=latents.device)[None]
