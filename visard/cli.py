@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 
 from visard import __version__
-from visard.errors import UserError
+from visard.errors import Interrupted, UserError
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Command:
 COMMANDS = {
     "prepare": Command("visard.align.prepare", "PrepareConfig", "photographs in folders of identities -> aligned, packed records"),
     "render": Command("visard.data.render", "RenderConfig", "rendered faces to disk"),
-    "train": Command("visard.training.command", "", "train a recipe: a name or file.py:function"),
+    "train": Command("visard.recipes.train", "", "train a recipe: a name or file.py:function"),
     "recipes": Command("visard.recipes.command", "RecipesConfig", "what can be trained, one line each"),
     "embed": Command("visard.embed", "EmbedConfig", "embeddings of a data set"),
     "evaluate": Command("visard.protocols.command", "", "score a model or embeddings: evaluate pairs MODEL DATA"),
@@ -59,6 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"visard {name}: {error}", file=sys.stderr)
         return 2
+    except Interrupted as interruption:
+        print(f"visard {name}: {interruption}", file=sys.stderr)
+        return 128 + interruption.signal
     except KeyboardInterrupt:
         print(f"visard {name}: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130

@@ -16,12 +16,12 @@ from typing import Any
 
 from visard import checkpoint, dist
 from visard.checkpoint import CHECKPOINTS
-from visard.config import Recipe, from_dict
+from visard.config import Recipe
 from visard.console import Progress, progress
 from visard.data.dataset import FaceDataset
 from visard.data.transforms import Augment
 from visard.device import choose_device
-from visard.errors import FormatError, Interrupted, UserError
+from visard.errors import Interrupted, UserError
 from visard.runtime import Embedder, embedder_of
 from visard.training.build import Parts, build_parts, numerics, recipe_json
 from visard.training.interrupt import Interrupt, listening
@@ -275,17 +275,3 @@ def open_run(run: Path, recipe: Recipe, *, resume: bool) -> Path | None:
         os.replace(temporary, path)
     dist.barrier()
     return newest
-
-
-def read_recipe(run: Path) -> Recipe:
-    """The recipe of a run. Raises UserError if there is no run."""
-    path = run / "recipe.json"
-    if not path.is_file():
-        raise UserError(
-            f"{run}: no run there ({path.name} is missing); start one with `visard train RECIPE --out {run}`"
-        )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FormatError(path, f"not JSON ({error})") from error
-    return from_dict(Recipe, values, where=str(path))

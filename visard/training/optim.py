@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from visard.config import OptimConfig
 
 SMALLEST_SCALE = 1.0
-"""At a larger loss scale the scaler cures an fp16 overflow by skipping the step and halving the scale; here it cannot."""
+"""At a larger scale the scaler cures an fp16 overflow by skipping the step and halving the scale; here it cannot."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,102 @@
+"""The evaluation during training: pair accuracy on validation sets, composed from embed and protocols.
+
+In: `run.val`, such as "faces-of-others" or "lfw::pairs.txt". Out: the callable that `training.loop.train` takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from visard.config import Recipe
+from visard.data.dataset import FaceDataset, open_dataset
+from visard.embed import embed_dataset
+from visard.errors import UserError
+from visard.protocols.pairs import Pairs, draw_pairs, evaluate_pairs, read_pairs
+from visard.records import Float32Array, Int64Array, UInt8Array
+from visard.runtime import Embedder
+
+KEEP_BYTES = 512 * 2**20
+"""Crops of a validation set up to this size stay in memory: decoding or rendering them again costs more each time."""
+
+LOGGED = ("accuracy", "auc", "eer", "tar@far=1e-2", "tar@far=1e-3")
+"""Metrics of each set that are logged, where they are defined."""
+
+
+def pair_evaluation(recipe: Recipe) -> Callable[[Embedder], dict[str, float]] | None:
+    """What to call with the network, None if the recipe names no validation set.
+
+    The score is the mean accuracy over the sets. Embeddings are of the plain view (no flip), as the fastest.
+
+    Raises:
+        UserError: a set or its pairs cannot be used; found before training starts.
+    """
+    sets = [_open(entry, recipe) for entry in recipe.run.val]
+    if not sets:
+        return None
+    names = [s.name for s in sets]
+    if len(set(names)) != len(names):
+        raise UserError(f"run.val: two sets have the same name ({', '.join(names)}); rename a folder")
+
+    def evaluate(embedder: Embedder) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for one in sets:
+            result = evaluate_pairs(embed_dataset(embedder, one.images, quiet=True), one.pairs, examples=0)
+            metrics |= {f"{one.name}/{key}": value for key in LOGGED if (value := result.metrics.get(key)) is not None}
+        return {"score": float(np.mean([metrics[f"{name}/accuracy"] for name in names])), **metrics}
+
+    return evaluate
+
+
+@dataclass(frozen=True)
+class _ValidationSet:
+    name: str
+    images: _Chosen
+    pairs: Pairs
+
+
+def _open(entry: str, recipe: Recipe) -> _ValidationSet:
+    source, _, pairs_file = entry.partition("::")
+    dataset = open_dataset(source, size=recipe.data.size, resize=recipe.data.resize)
+    if pairs_file:
+        pairs = read_pairs(pairs_file, dataset.ids)
+    else:
+        pairs = draw_pairs(dataset.labels, dataset.ids, count=recipe.run.val_pairs, seed=recipe.run.seed)
+    used = np.unique(np.concatenate([pairs.left, pairs.right]))
+    left, right = np.searchsorted(used, pairs.left), np.searchsorted(used, pairs.right)
+    name = source.partition(",")[0].replace(":", "_") if source.startswith("rendered:") else Path(source).stem
+    return _ValidationSet(name, _Chosen(dataset, used), Pairs(left, right, pairs.same, pairs.fold, pairs.source))
+
+
+class _Chosen:
+    """Some images of a data set, kept in memory once they are decoded if they are small enough.
+
+    Args:
+        dataset: the whole.
+        rows: (n,) int64, which images.
+    """
+
+    def __init__(self, dataset: FaceDataset, rows: Int64Array) -> None:
+        self._dataset, self._rows = dataset, rows
+        self.ids: Sequence[str] = tuple(dataset.ids[int(row)] for row in rows)
+        self.labels: Int64Array = dataset.labels[rows]
+        self.identities, self.size = dataset.identities, dataset.size
+        keep = len(rows) * self.size**2 * 3 <= KEEP_BYTES
+        self._kept: dict[int, UInt8Array] | None = {} if keep else None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def image(self, index: int) -> UInt8Array:
+        if self._kept is not None and index in self._kept:
+            return self._kept[index]
+        image = self._dataset.image(int(self._rows[index]))
+        if self._kept is not None:
+            self._kept[index] = image
+        return image
+
+    def points(self, index: int) -> Float32Array | None:
+        return self._dataset.points(int(self._rows[index]))

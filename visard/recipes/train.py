@@ -1,0 +1,231 @@
+"""`visard train`: a recipe by name or file.py:function, overridden on the command line, trained into a run directory.
+
+In: arguments. Out: the run directory with checkpoints and logs. The same command works under torchrun.
+Parsing imports no torch, so that --help and --dry-run answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from visard.config import DataConfig, Recipe, from_dict, to_dict
+from visard.console import Answer, say
+from visard.errors import UserError
+from visard.recipes import RECIPES, load_recipe
+
+USAGE = """usage: visard train RECIPE [options] [--section.field value ...]
+       visard train --resume RUN [options]
+
+RECIPE is a name (visard recipes lists them) or file.py:function.
+
+options:
+  --data SOURCE       what to train on: prepared data, a folder of identities, a .rec file, rendered:400x20
+  --val SET ...       pair sets evaluated while training: SOURCE or SOURCE::PAIRS_FILE
+  --out RUN           the run directory to make
+  --resume RUN        go on with that run, exactly where it stopped
+  --init MODEL        start from the weights of a model or run (and its centres of identities with the same name)
+  --epochs N          length of the run
+  --device NAME       auto, cuda, mps or cpu
+  --dry-run           print the resolved recipe as JSON and do nothing
+  --overfit-batch     train on one batch again and again: does the loss go down? Writes nothing
+  --profile           time some steps, print where it goes, write RUN/profile/trace.json, and end
+  --json              print the answer as JSON
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    recipe: Recipe
+    resume: bool
+    dry_run: bool
+    overfit_batch: bool
+    profile: bool
+
+
+def run(arguments: list[str]) -> Answer:
+    """The command behind `visard train`."""
+    request = parse(arguments)
+    if request is None:
+        return Answer(value={"usage": USAGE}, text=USAGE)
+    recipe = request.recipe
+    if request.dry_run:
+        values = to_dict(recipe)
+        return Answer(value=values, text=json.dumps(values, indent=2))
+    if not recipe.data.source:
+        raise UserError(f"{recipe.name} has no data of its own; name yours with --data (see docs/own-data.md)")
+    return _carry_out(request)
+
+
+def parse(arguments: list[str]) -> Request | None:
+    """The request, or None if only help was asked for.
+
+    Raises:
+        UserError: an unknown recipe, option or field, or a value that cannot be.
+    """
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    shortcuts, overrides = _shortcuts().parse_known_args(arguments[1:] if name else arguments)
+    asked_for_help = "-h" in overrides or "--help" in overrides
+    if name is None and shortcuts.resume is None:
+        if asked_for_help:
+            return None
+        raise UserError(f"name a recipe ({', '.join(RECIPES)}, file.py:function), or --resume RUN; --help says more")
+    if asked_for_help:
+        print(USAGE)
+    if shortcuts.resume is None:
+        assert name is not None
+        recipe = load_recipe(name)
+    else:
+        recipe = _recipe_of_run(Path(shortcuts.resume), name)
+        for option in ("out", "init"):
+            if getattr(shortcuts, option) is not None:
+                raise UserError(f"--{option} cannot be changed by --resume; start a new run to change it")
+    recipe = _override(recipe, overrides)
+    recipe = _apply(recipe, shortcuts)
+    return Request(recipe, shortcuts.resume is not None, shortcuts.dry_run, shortcuts.overfit_batch, shortcuts.profile)
+
+
+def _shortcuts() -> argparse.ArgumentParser:
+    parser = _OneLineParser(add_help=False, allow_abbrev=False)
+    for option in ("--data", "--out", "--resume", "--init", "--device"):
+        parser.add_argument(option)
+    parser.add_argument("--val", nargs="+")
+    parser.add_argument("--epochs", type=float)
+    for flag in ("--dry-run", "--overfit-batch", "--profile"):
+        parser.add_argument(flag, action="store_true")
+    return parser
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(message)
+
+
+def _override(recipe: Recipe, overrides: list[str]) -> Recipe:
+    """`--section.field value` for any field of the recipe."""
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            changed, unknown = tyro.cli(
+                Recipe,
+                default=recipe,
+                args=overrides,
+                config=(tyro.conf.AvoidSubcommands,),
+                prog=f"visard train {recipe.name}",
+                return_unknown_args=True,
+            )
+    except SystemExit as ended:
+        if ended.code == 0:
+            raise
+        raise UserError(_first_sentence(said.getvalue())) from None
+    if unknown:
+        raise UserError(f"unknown option {unknown[0]!r}; `visard train {recipe.name} --help` lists all fields")
+    return changed
+
+
+def _first_sentence(box: str) -> str:
+    """What tyro's frame of several lines says first."""
+    inside = [line.strip("│ ").rstrip() for line in box.splitlines() if line.startswith("│")]
+    sentence = []
+    for line in inside:
+        if not line or re.fullmatch("─+", line):
+            break
+        sentence.append(line)
+    return " ".join(sentence) or " ".join(box.split())
+
+
+def _apply(recipe: Recipe, shortcuts: argparse.Namespace) -> Recipe:
+    run: dict[str, Any] = {}
+    if shortcuts.out is not None:
+        run["out"] = Path(shortcuts.out)
+    if shortcuts.resume is not None:
+        run["out"] = Path(shortcuts.resume)
+    if shortcuts.val is not None:
+        run["val"] = tuple(shortcuts.val)
+    if shortcuts.init is not None:
+        run["init"] = shortcuts.init
+    if shortcuts.device is not None:
+        run["device"] = shortcuts.device
+    # through from_dict, because a shortcut's text has not been checked against the field's type yet
+    changed = from_dict(type(recipe.run), to_dict(replace(recipe.run)) | to_dict(run), where="command line")
+    recipe = replace(recipe, run=changed)
+    if shortcuts.data is not None:
+        recipe = replace(recipe, data=replace(recipe.data, source=shortcuts.data))
+    if shortcuts.epochs is not None:
+        recipe = replace(recipe, schedule=replace(recipe.schedule, epochs=shortcuts.epochs, max_steps=0))
+    if recipe.run.init and shortcuts.resume is None:
+        recipe = _shape_of(recipe, Path(recipe.run.init))
+    return recipe
+
+
+def _shape_of(recipe: Recipe, model: Path) -> Recipe:
+    """The recipe with the network and crop size of the model that it starts from."""
+    from visard.backbones import config_from_dict
+    from visard.runtime import find_model, read_spec
+
+    found = find_model(model)
+    if found.suffix == ".onnx":
+        raise UserError(f"{model}: an ONNX file is frozen; give --init the run or model directory it was exported from")
+    spec_path = found / "spec.json"
+    backbone = config_from_dict(read_spec(spec_path).backbone, where=f"{spec_path}: backbone")
+    if backbone == recipe.backbone:
+        return recipe
+    say(f"network and crop size of {model}: {to_dict(backbone)}")
+    data: DataConfig = replace(recipe.data, size=backbone.input_size)
+    return replace(recipe, backbone=backbone, data=data)
+
+
+def _recipe_of_run(run: Path, name: str | None) -> Recipe:
+    path = run / "recipe.json"
+    if not path.is_file():
+        raise UserError(
+            f"{run}: no run there ({path.name} is missing); start one with `visard train RECIPE --out {run}`"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); it cannot be resumed") from error
+    recipe = from_dict(Recipe, values, where=str(path))
+    if name is not None and name != recipe.name and load_recipe(name).name != recipe.name:
+        raise UserError(f"{run} is a run of {recipe.name}, not of {name}; leave the name out to go on with it")
+    return recipe
+
+
+def _carry_out(request: Request) -> Answer:
+    from visard import dist
+    from visard.checkpoint import pointed
+    from visard.data.dataset import open_dataset
+    from visard.recipes.evaluation import pair_evaluation
+    from visard.training.checks import overfit_batch, profile
+    from visard.training.loop import process_device, train
+
+    recipe = request.recipe
+    dataset = open_dataset(recipe.data.source, size=recipe.data.size, resize=recipe.data.resize)
+    dist.init(process_device(recipe))
+    try:
+        if not dist.is_main():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # rank 0 answers for all
+        if request.overfit_batch:
+            return overfit_batch(recipe, dataset)
+        if request.profile:
+            return profile(recipe, dataset)
+        run = train(recipe, dataset, evaluate=pair_evaluation(recipe), resume=request.resume)
+        best, last = pointed(run, "best"), pointed(run, "last")
+        value = {"run": str(run), "best": best, "last": last}
+        text = f"{run}: {'best ' + best + ', ' if best else ''}last {last}"
+        return Answer(value=value, text=text)
+    finally:
+        dist.close()
