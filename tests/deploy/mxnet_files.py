@@ -1,7 +1,7 @@
 """MXNet files made by the tests, and a slow, independent reading of them: what the importer is held against.
 
 `params_bytes` writes the format from its description; `write_mobilefacenet` writes a whole small network in
-InsightFace's layout and naming; `interpret` runs a symbol graph node by node in float64, knowing nothing of our networks.
+InsightFace's layout and naming; `interpret` runs a symbol graph node by node in float64, knowing no network of ours.
 """
 
 from __future__ import annotations
