@@ -1,6 +1,7 @@
 """What a face detector is, which of several faces is taken, and detections that come from a file.
 
-In: a photograph, (H, W, 3) uint8 RGB. Out: `Face` values, pixels of that photograph. Detections from a file are keyed by image
+In: a photograph, (H, W, 3) uint8 RGB. Out: `Face` values, pixels of that photograph. Detections from a file are keyed
+    by image
 id and are given in pixels of the photograph as people see it, that is after its EXIF orientation.
 """
 
@@ -37,20 +38,22 @@ class Detector(Protocol):
 
 
 def largest_central(faces: Sequence[Face]) -> Face | None:
-    """The face a portrait is of: the one with the largest `centrality`; the earlier of two equal ones. None of no faces."""
+    """The face a portrait is of: the one with the largest `centrality`; the earlier of two equal ones. None of no
+    faces."""
     return max(faces, key=centrality, default=None)
 
 
 def centrality(face: Face) -> float:
     """Box area minus twice the squared distance of the box's centre from the photograph's centre, in square pixels.
 
-    A face in the corner must have an area larger by twice the squared distance to win over one in the middle. The order does not
-    change when the photograph is resized. Source: facenet's alignment of LFW and CASIA (`detect_multiple_faces` off).
+    A face in the corner must have an area larger by twice the squared distance to win over one in the middle. The order
+    does not change when the photograph is resized. Source: facenet's alignment of LFW and CASIA
+    (`detect_multiple_faces` off).
     """
     height, width = face.image.shape[:2]
     x, y, w, h = (float(value) for value in face.box)
     distance_squared = (x + w / 2 - width / 2) ** 2 + (y + h / 2 - height / 2) ** 2
-    return w * h - 2 * distance_squared
+    return float(w * h - 2 * distance_squared)
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,10 @@ class FileDetector:
 def read_detections(path: Path) -> dict[str, list[Detection]]:
     """Detections by image id from a `.csv` or `.jsonl` file, one face a line.
 
-    CSV: a header with `id`, x1, y1 ... x5, y5, and optionally `score` (1 if absent) and `x`, `y`, `width`, `height`. JSON lines:
-    {"id": "a/1.jpg", "points": [[x, y], ...five], "score": 0.98, "box": [x, y, width, height]}, score and box optional. Without
-    a box, the face's box is the square about the points, twice as wide as they spread.
+    CSV: a header with `id`, x1, y1 ... x5, y5, and optionally `score` (1 if absent) and `x`, `y`, `width`, `height`.
+        JSON lines:
+    {"id": "a/1.jpg", "points": [[x, y], ...five], "score": 0.98, "box": [x, y, width, height]}, score and box optional.
+    Without a box, the face's box is the square about the points, twice as wide as they spread.
 
     Raises:
         FormatError: a line that is none of this, by its number.
@@ -135,7 +139,9 @@ def _json_rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
                 try:
                     yield number, json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise FormatError(path, f"line {number} is not JSON ({error}); one face a line is expected") from error
+                    raise FormatError(
+                        path, f"line {number} is not JSON ({error}); one face a line is expected"
+                    ) from error
 
 
 def _parse(row: dict[str, Any]) -> tuple[str, Detection]:

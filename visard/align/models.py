@@ -11,9 +11,11 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+
+import tyro
 
 from visard.console import Answer, progress
 from visard.errors import UserError
@@ -72,6 +74,8 @@ WEIGHTS = {
     ),
 }
 
+TIMEOUT_SECONDS = 30.0
+
 YUNET_FILES = (
     "face_detection_yunet_2023mar.onnx",
     "yunet_n_dynamic.onnx",
@@ -104,3 +108,119 @@ def mtcnn_paths() -> list[Path]:
     if missing:
         raise UserError(_missing("mtcnn", missing))
     return [folder() / name for name in names]
+
+
+def run(arguments: list[str]) -> Answer:
+    """`visard models list` or `visard models pull [NAME...] [--to DIR]`."""
+    answer = tyro.extras.subcommand_cli_from_dict(
+        {"list": list_weights, "pull": pull},
+        prog="visard models",
+        description="Detector weights: list what is there, pull what is not.",
+        args=arguments,
+    )
+    assert isinstance(answer, Answer)
+    return answer
+
+
+def list_weights() -> Answer:
+    """Show every known weights file, whether it is there, and where it would come from."""
+    where = folder()
+    rows = [
+        {"file": name, "state": _state(where / name, weights), **asdict(weights)} for name, weights in WEIGHTS.items()
+    ]
+    others = [name for name in YUNET_FILES if name not in WEIGHTS and (where / name).is_file()]
+    lines = [f"{where}:"]
+    for row in rows:
+        size = f"{row['bytes']:,} bytes"
+        lines.append(f"  {row['detector']:<6} {row['file']:<33} {size:>16}  {row['state']:<8} {row['licence']}")
+    for name in others:
+        size = f"{(where / name).stat().st_size:,} bytes"
+        lines.append(f"  yunet  {name:<33} {size:>16}  present  cannot be pulled")
+    return Answer(value={"folder": str(where), "weights": rows, "others": others}, text="\n".join(lines))
+
+
+def pull(names: tyro.conf.Positional[tuple[str, ...]] = (), to: Path | None = None) -> Answer:
+    """Download weights and check them by SHA-256.
+
+    Args:
+        names: detectors (yunet, mtcnn) or file names; all if none is given.
+        to: folder to put them in; by default where `visard prepare` looks.
+    """
+    where = folder() if to is None else to
+    pulled: list[str] = []
+    present: list[str] = []
+    for name in _resolve(names):
+        path, weights = where / name, WEIGHTS[name]
+        state = _state(path, weights)
+        if state == "differs":
+            raise UserError(f"{path} is there with other content than the public file; remove it to pull that one")
+        if state == "missing":
+            _download(weights, path)
+        (pulled if state == "missing" else present).append(str(path))
+    text = "\n".join([*(f"pulled {path}" for path in pulled), *(f"there already {path}" for path in present)])
+    return Answer(value={"pulled": pulled, "present": present}, text=text)
+
+
+def _resolve(names: Sequence[str]) -> list[str]:
+    chosen = []
+    for name in names:
+        matching = [file for file, weights in WEIGHTS.items() if name in (file, weights.detector)]
+        if not matching:
+            known = ", ".join([*dict.fromkeys(weights.detector for weights in WEIGHTS.values()), *WEIGHTS])
+            raise UserError(f"no weights are called {name!r}; known are {known}")
+        chosen += matching
+    return list(dict.fromkeys(chosen)) if names else list(WEIGHTS)
+
+
+def _state(path: Path, weights: Weights) -> str:
+    """ "missing", "present" or "differs" (another size or SHA-256)."""
+    if not path.is_file():
+        return "missing"
+    if path.stat().st_size != weights.bytes:
+        return "differs"
+    return "present" if hashlib.sha256(path.read_bytes()).hexdigest() == weights.sha256 else "differs"
+
+
+def _download(weights: Weights, path: Path) -> None:
+    """Writes `path` once its bytes have come completely and have the right SHA-256."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    digest = hashlib.sha256()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            urllib.request.urlopen(weights.url, timeout=TIMEOUT_SECONDS) as answer,
+            temporary.open("wb") as file,
+            progress(f"pull {path.name}", weights.bytes, "bytes") as bar,
+        ):
+            while chunk := answer.read(1 << 16):
+                digest.update(chunk)
+                file.write(chunk)
+                bar.advance(len(chunk))
+        if digest.hexdigest() != weights.sha256:
+            raise UserError(
+                f"{weights.url} gave a file with the SHA-256 {digest.hexdigest()}, expected {weights.sha256}; "
+                "nothing was kept, try again later"
+            )
+        os.replace(temporary, path)
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{weights.url}: the server answered {error.code} {error.reason}; {_by_hand(path)}") from error
+    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+        cause = getattr(error, "reason", error)
+        raise UserError(f"{weights.url} cannot be reached ({cause}); check the network, or {_by_hand(path)}") from error
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); choose another folder with --to"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _by_hand(path: Path) -> str:
+    return f"fetch the file by other means, name its folder in VISARD_MODELS and keep its name {path.name}"
+
+
+def _missing(detector: str, names: Sequence[str]) -> str:
+    return (
+        f"no {detector} weights in {folder()} (looked for {', '.join(names)}); "
+        f"run `visard models pull {detector}`, or name a folder that holds them in VISARD_MODELS"
+    )

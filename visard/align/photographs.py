@@ -2,7 +2,8 @@
 
 In: SRC/identity/.../image.jpg. Out: `Photograph` entries sorted by image id, and (H, W, 3) uint8 RGB pixels, upright.
 
-The image id is the path relative to SRC with "/" between folders. The identity is the top folder. An image directly in SRC is an
+The image id is the path relative to SRC with "/" between folders. The identity is the top folder. An image directly in
+SRC is an
 identity of its own, named like the file: two of them are never taken for the same person.
 """
 
@@ -45,7 +46,8 @@ class Photograph:
 def find_photographs(source: Path) -> tuple[list[Photograph], dict[str, int]]:
     """All photographs under `source`, sorted by id, and how many files of each other ending were passed over.
 
-    Links are followed, each folder once. Names that begin with a dot, Thumbs.db, desktop.ini and __MACOSX are not counted.
+    Links are followed, each folder once. Names that begin with a dot, Thumbs.db, desktop.ini and __MACOSX are not
+    counted.
 
     Raises:
         UserError: `source` is not a folder, or holds no photograph.
@@ -75,7 +77,9 @@ def find_photographs(source: Path) -> tuple[list[Photograph], dict[str, int]]:
             size = os.stat(os.path.join(folder, name)).st_size if os.path.exists(os.path.join(folder, name)) else -1
             found.append(Photograph(id=image_id, identity=relative[0] if relative else name, bytes=size))
     if not found:
-        raise UserError(f"{source}: no photographs found ({', '.join(IMAGE_ENDINGS)}); expected {source}/PERSON/IMAGE.jpg")
+        raise UserError(
+            f"{source}: no photographs found ({', '.join(IMAGE_ENDINGS)}); expected {source}/PERSON/IMAGE.jpg"
+        )
     return sorted(found, key=lambda photograph: photograph.id), dict(sorted(others.items()))
 
 
@@ -99,7 +103,8 @@ def decode(data: bytes) -> UInt8Array:
         UnreadableError: not an image, or a JPEG that ends early (its lower part would be grey).
     """
     if is_jpeg(data) and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        # Inside the coded pixels 0xff is always followed by 0, so the last end marker must come after the last scan marker.
+        # Inside the coded pixels 0xff is always followed by 0, so the last end marker must come after the last scan
+        # marker.
         raise UnreadableError("unreadable: the JPEG ends early")
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -116,9 +121,7 @@ def decode(data: bytes) -> UInt8Array:
 
 def encode_jpeg(image: UInt8Array, quality: int) -> bytes:
     """JPEG bytes of (H, W, 3) uint8 RGB."""
-    done, data = cv2.imencode(
-        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
-    )
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done, "JPEG encoding of a checked uint8 crop cannot fail"
     return bytes(data.tobytes())
 

@@ -6,8 +6,9 @@ In: SRC/identity/image.jpg. Out: the folder that `visard.data.writer` describes,
     detections.csv   the face taken in every other one, in photograph pixels; `--detections` reads it
     report.json      settings and counts
 
-Every photograph ends in exactly one of the two lists. Results are kept in OUT.partial a shard at a time until OUT is complete:
-the same command goes on after any interruption, and OUT is the same to the byte whatever the number of processes or stops.
+Every photograph ends in exactly one of the two lists. Results are kept in OUT.partial a shard at a time until OUT is
+complete: the same command goes on after any interruption, and OUT is the same to the byte whatever the number of
+    processes or stops.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -33,23 +33,14 @@ from tyro.conf import Positional
 
 import visard
 from visard.align import models
-from visard.align.detector import CSV_COLUMNS, Detector, FileDetector, csv_row, largest_central, read_detections
-from visard.align.photographs import (
-    Photograph,
-    UnreadableError,
-    decode,
-    encode_jpeg,
-    find_photographs,
-    is_jpeg,
-    read_bytes,
-)
+from visard.align.crop import CropRule, make_crop
+from visard.align.detector import CSV_COLUMNS, Detector, FileDetector, csv_row, read_detections
+from visard.align.photographs import Photograph, find_photographs
 from visard.align.shards import Job, Outcome, write_shard
 from visard.align.workers import Report, Task, run_in_processes
 from visard.console import Answer, progress, say
 from visard.data.writer import DatasetWriter
 from visard.errors import UserError
-from visard.functional.geometry import similarity_transform, template, warp_crop, warp_points
-from visard.records import UInt8Array
 
 DEFAULT_MIN_SCORE = {"yunet": 0.6, "mtcnn": 0.8, "file": 0.0, "aligned": 0.0}
 
@@ -111,7 +102,7 @@ def main(config: PrepareConfig) -> Answer:
     usable = [photograph for photograph in photographs if not _has_line_break(photograph.id)]
     job = Job(config.out.with_name(f"{config.out.name}.partial"), usable, _settings(config))
     unusable = [photograph for photograph in photographs if _has_line_break(photograph.id)]
-    with _stop_on_sigterm(), _single_threaded():
+    with _stop_on_sigterm(), _single_threaded(config):
         if config.out.exists() and not _is_empty_folder(config.out) and not config.overwrite:
             if (report := _finished_report(config.out, job)) is not None:
                 # The last run was killed after OUT appeared, while it cleared its work away.
@@ -149,14 +140,19 @@ class _MakeTask:
     config: PrepareConfig
 
     def __call__(self) -> Task:
+        config = self.config
         cv2.setNumThreads(1)
-        detector = None if self.config.aligned else make_detector(self.config)
+        _set_torch_threads(config, 1)
+        detector = None if config.aligned else make_detector(config)
+        rule = CropRule(
+            size=config.size, quality=config.quality, min_score=config.least_score, min_face_px=config.min_face_px
+        )
 
         def task(item: tuple[Path, Sequence[Photograph]], report: Report) -> None:
             path, photographs = item
             outcomes = []
             for photograph in photographs:
-                outcomes.append(_prepare_one(photograph, self.config, detector))
+                outcomes.append(make_crop(config.src / photograph.id, photograph.id, rule, detector))
                 report(1)
             write_shard(path, outcomes)
 
@@ -176,108 +172,67 @@ def make_detector(config: PrepareConfig) -> Detector:
     return YuNet(models.yunet_paths(), min_score=config.least_score)
 
 
-def _prepare_one(photograph: Photograph, config: PrepareConfig, detector: Detector | None) -> Outcome:
-    """One photograph's crop, or why there is none."""
-    try:
-        data = read_bytes(config.src / photograph.id)
-        image = decode(data)
-    except UnreadableError as error:
-        return Outcome(id=photograph.id, reason="unreadable", detail=str(error))
-    if detector is None:
-        return _take_aligned(photograph.id, data, image, config)
-    return _align(photograph.id, image, config, detector)
-
-
-def _take_aligned(image_id: str, data: bytes, image: UInt8Array, config: PrepareConfig) -> Outcome:
-    height, width = image.shape[:2]
-    if height != width:
-        return Outcome(id=image_id, reason="not square", detail=f"{width} x {height} px; aligned crops are square")
-    if width != config.size:
-        shrinks = width > config.size
-        side = (config.size, config.size)
-        image = np.asarray(cv2.resize(image, side, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
-        return Outcome(id=image_id, jpeg=encode_jpeg(image, config.quality))
-    keeps = is_jpeg(data) and _stored_upright_rgb(data, image)
-    return Outcome(id=image_id, jpeg=data if keeps else encode_jpeg(image, config.quality))
-
-
-def _align(image_id: str, image: UInt8Array, config: PrepareConfig, detector: Detector) -> Outcome:
-    faces = detector.detect(image, image_id)
-    confident = [face for face in faces if face.score >= config.least_score]
-    face = largest_central(confident)
-    if not faces:
-        return Outcome(id=image_id, reason="no face", detail=f"in {image.shape[1]} x {image.shape[0]} px")
-    if face is None:
-        best = max(other.score for other in faces)
-        return Outcome(
-            id=image_id, reason="low score", detail=f"the best face has {best:.3f}, {config.least_score:g} is asked for"
-        )
-    if face.box[2] < config.min_face_px:
-        return Outcome(
-            id=image_id,
-            reason="too small",
-            detail=f"the face is {face.box[2]:.1f} px wide, {config.min_face_px} are asked for",
-        )
-    try:
-        matrix = similarity_transform(face.points, template(config.size))
-    except ValueError as error:
-        return Outcome(id=image_id, reason="bad points", detail=str(error))
-    return Outcome(
-        id=image_id,
-        jpeg=encode_jpeg(warp_crop(image, matrix, config.size), config.quality),
-        points=tuple(warp_points(face.points, matrix).ravel().tolist()),
-        score=face.score,
-        box=tuple(face.box.tolist()),
-        photo_points=tuple(face.points.ravel().tolist()),
-        faces=len(confident),
-    )
-
-
 def _assemble(
     config: PrepareConfig, job: Job, unusable: Sequence[Photograph], others: dict[str, int]
 ) -> dict[str, Any]:
     """Writes job.directory/assembled, the whole of OUT, from the finished shards; the report."""
     target = job.directory / "assembled"
     shutil.rmtree(target, ignore_errors=True)  # of a run that was stopped before it was moved into place
-    identities = {photograph.id: photograph.identity for photograph in job.photographs}
-    reasons: Counter[str] = Counter({"unusable name": len(unusable)} if unusable else {})
-    left_out, detections = _Table(("id", "reason", "detail")), _Table(CSV_COLUMNS)
-    for photograph in unusable:
-        left_out.add([photograph.id, "unusable name", "a line break in the file name"])
-    people: set[str] = set()
-    several = 0
-    if not _any_crop(job):
+    if not any(not outcome.reason for outcome in _outcomes(job)):
         _raise_no_crop(job)
-    with DatasetWriter(target, config.size, {"command": "prepare", **_settings(config)}) as writer:
-        for shard in range(job.shards):
-            for outcome in job.read(shard):
-                if outcome.reason:
-                    reasons[outcome.reason] += 1
-                    left_out.add([outcome.id, outcome.reason, outcome.detail])
-                    continue
-                people.add(identities[outcome.id])
-                several += outcome.faces > 1
-                points = np.array(outcome.points, dtype=np.float32).reshape(5, 2) if outcome.points else None
-                writer.add(outcome.id, identities[outcome.id], outcome.jpeg, points)
-                if outcome.box:
-                    detections.add(csv_row(outcome.id, outcome.score, outcome.box, outcome.photo_points))
-    left = sum(reasons.values())
+    identities = {photograph.id: photograph.identity for photograph in job.photographs}
+    people: set[str] = set()
+    reasons: Counter[str] = Counter()
+    several = 0
+    with (
+        DatasetWriter(target, config.size, {"command": "prepare", **_settings(config)}) as writer,
+        _table(job.directory / "left_out.csv", ("id", "reason", "detail")) as left_out,
+        _table(job.directory / "detections.csv", CSV_COLUMNS) as detections,
+    ):
+        for photograph in unusable:
+            reasons["unusable name"] += 1
+            left_out.writerow([photograph.id, "unusable name", "a line break in the file name"])
+        for outcome in _outcomes(job):
+            if outcome.reason:
+                reasons[outcome.reason] += 1
+                left_out.writerow([outcome.id, outcome.reason, outcome.detail])
+                continue
+            people.add(identities[outcome.id])
+            several += outcome.faces > 1
+            points = np.array(outcome.points, dtype=np.float32).reshape(5, 2) if outcome.points else None
+            writer.add(outcome.id, identities[outcome.id], outcome.jpeg, points)
+            if outcome.box:
+                detections.writerow(csv_row(outcome.id, outcome.score, outcome.box, outcome.photo_points))
+    photographs = len(job.photographs) + len(unusable)
     report = {
-        "photographs": len(job.photographs) + len(unusable),
-        "crops": len(job.photographs) + len(unusable) - left,
+        "photographs": photographs,
+        "crops": photographs - sum(reasons.values()),
         "identities": len(people),
         "identities_left_out": len(set(identities.values()) - people),
-        "left_out": left,
+        "left_out": sum(reasons.values()),
         "reasons": dict(sorted(reasons.items())),
         "several_faces": several,
         "other_files": others,
         "job": job.description,
     }
-    left_out.write(target / "left_out.csv")
-    if not config.aligned:
-        detections.write(target / "detections.csv")
+    for name in ("left_out.csv", *(() if config.aligned else ("detections.csv",))):
+        os.replace(job.directory / name, target / name)
     (target / "report.json").write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return report
+
+
+def _outcomes(job: Job) -> Iterator[Outcome]:
+    for shard in range(job.shards):
+        yield from job.read(shard)
+
+
+@contextlib.contextmanager
+def _table(path: Path, header: Sequence[str]) -> Iterator[Any]:
+    """A csv writer whose file takes file names that are not UTF-8 as they are."""
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        yield writer
 
 
 def _finished_report(out: Path, job: Job) -> dict[str, Any] | None:
@@ -291,16 +246,13 @@ def _finished_report(out: Path, job: Job) -> dict[str, Any] | None:
     return report if isinstance(report, dict) and report.get("job") == job.description else None
 
 
-def _any_crop(job: Job) -> bool:
-    return any(not outcome.reason for shard in range(job.shards) for outcome in job.read(shard))
-
-
 def _raise_no_crop(job: Job) -> None:
-    counts = Counter(outcome.reason for shard in range(job.shards) for outcome in job.read(shard))
-    first = next(outcome for outcome in job.read(0))
+    counts = Counter(outcome.reason for outcome in _outcomes(job))
+    first = next(_outcomes(job))
     shutil.rmtree(job.directory)
     raise UserError(
-        f"none of the {len(job.photographs):,} photographs gave a crop: {_listed(counts)}; the first, {first.id}: {first.detail}"
+        f"none of the {len(job.photographs):,} photographs gave a crop: {_listed(counts)}; "
+        f"the first, {first.id}: {first.detail}"
     )
 
 
@@ -312,21 +264,6 @@ def _move_into_place(made: Path, out: Path) -> None:
         os.replace(out, aside)
     os.replace(made, out)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-class _Table:
-    """CSV rows gathered in memory as text."""
-
-    def __init__(self, header: Sequence[str]) -> None:
-        self._text = io.StringIO(newline="")
-        self._writer = csv.writer(self._text, lineterminator="\n")
-        self._writer.writerow(header)
-
-    def add(self, row: Sequence[str]) -> None:
-        self._writer.writerow(row)
-
-    def write(self, path: Path) -> None:
-        path.write_bytes(self._text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def _settings(config: PrepareConfig) -> dict[str, Any]:
@@ -341,20 +278,20 @@ def _settings(config: PrepareConfig) -> dict[str, Any]:
     if config.aligned:
         return settings
     settings |= {"min_score": config.least_score, "min_face_px": config.min_face_px}
-    files = {
-        "yunet": lambda: models.yunet_paths()[:1],
-        "mtcnn": models.mtcnn_paths,
-        "file": lambda: [config.detections],
-    }[config.way]()
-    settings["weights" if config.way != "file" else "detections"] = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-    }
+    if config.detections is not None:
+        files, kind = [config.detections], "detections"
+        if not config.detections.is_file():
+            raise UserError(f"{config.detections}: no such file of detections")
+    else:
+        files, kind = models.mtcnn_paths() if config.detector == "mtcnn" else models.yunet_paths()[:1], "weights"
+    settings[kind] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     return settings
 
 
 def _text(out: Path, report: dict[str, Any]) -> str:
     lines = [
-        f"{out}: {report['crops']:,} crops of {report['identities']:,} identities from {report['photographs']:,} photographs"
+        f"{out}: {report['crops']:,} crops of {report['identities']:,} identities "
+        f"from {report['photographs']:,} photographs"
     ]
     if report["several_faces"]:
         lines.append(f"{report['several_faces']:,} photographs show several faces: the largest central one was taken")
@@ -373,12 +310,6 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
-def _stored_upright_rgb(data: bytes, image: UInt8Array) -> bool:
-    """Whether a reader that ignores EXIF sees the same picture in three channels."""
-    raw = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    return raw is not None and np.array_equal(raw, image)
-
-
 def _has_line_break(name: str) -> bool:
     return "\n" in name or "\r" in name
 
@@ -392,13 +323,27 @@ def _cores() -> int:
 
 
 @contextlib.contextmanager
-def _single_threaded() -> Iterator[None]:
-    """One OpenCV thread a process: the cores are shared out by processes, and sums come out the same everywhere."""
-    threads = cv2.getNumThreads()
+def _single_threaded(config: PrepareConfig) -> Iterator[None]:
+    """One thread a process, put back after it: cores are shared out by processes, and sums come out the same
+    everywhere."""
+    before = cv2.getNumThreads(), _set_torch_threads(config, 1)
+    cv2.setNumThreads(1)
     try:
         yield
     finally:
-        cv2.setNumThreads(threads)
+        cv2.setNumThreads(before[0])
+        _set_torch_threads(config, before[1])
+
+
+def _set_torch_threads(config: PrepareConfig, threads: int) -> int:
+    """The number of threads there was; torch is imported only for the detector that needs it."""
+    if config.way != "mtcnn":
+        return threads
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    return before
 
 
 @contextlib.contextmanager

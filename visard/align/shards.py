@@ -1,8 +1,9 @@
 """What `prepare` has finished so far, on disk: a job that is killed at any moment goes on from here.
 
-In: results of images, a shard (a run of consecutive images) at a time. Out: the same results in order. A work directory holds
-`job.json` (what the job is) and one file per finished shard, each written under a temporary name and then renamed, so a shard is
-there completely or not at all.
+In: results of images, a shard (a run of consecutive images) at a time. Out: the same results in order. A work directory
+    holds
+`job.json` (what the job is) and one file per finished shard, each written under a temporary name and then renamed, so a
+shard is there completely or not at all.
 
 Shard file: 8 bytes little-endian length of a JSON list, the list, then the JPEG bytes of its entries one after another.
 """
@@ -63,7 +64,8 @@ class Job:
         self.directory = directory
         self.photographs = photographs
         self.description = {**settings, "photographs": len(photographs), "photographs_sha256": _digest(photographs)}
-        # Small enough that a kill loses seconds and small sets are shared out, large enough that millions need few files.
+        # Small enough that a kill loses seconds and small sets are shared out, large enough that millions need few
+        # files.
         self.shard_size = min(256, max(8, len(photographs) // 64))
 
     @property
@@ -89,8 +91,8 @@ class Job:
         changed = self.changed_settings()
         if changed:
             raise UserError(
-                f"{self.directory} holds an unfinished run with another {', '.join(changed)}; repeat that command to finish it, "
-                "or give --overwrite to begin again"
+                f"{self.directory} holds an unfinished run with another {', '.join(changed)}; "
+                "repeat that command to finish it, or give --overwrite to begin again"
             )
         for stale in self.directory.glob("*.tmp-*"):
             stale.unlink(missing_ok=True)
@@ -123,8 +125,8 @@ class Job:
             raise FormatError(path, "does not hold the photographs it should; delete it and repeat the command")
         for entry in entries:
             size = entry.pop("jpeg")
-            sequences = {name: tuple(entry.pop(name)) for name in ("points", "box", "photo_points")}
-            yield Outcome(**entry, **sequences, jpeg=data[at : at + size])
+            entry |= {name: tuple(entry[name]) for name in ("points", "box", "photo_points")}
+            yield Outcome(**entry, jpeg=data[at : at + size])
             at += size
 
 

@@ -1,8 +1,9 @@
 """Shares out work over several processes; nothing is left behind when one of them, or the parent, is killed.
 
-In: picklable items and a picklable `make_task()` that each process calls once, giving `task(item, report)`. Out: the counts that
-the tasks report, as they come. `multiprocessing.Pool` is not used because it hangs when a worker is killed, and its workers
-outlive a killed parent.
+In: picklable items and a picklable `make_task()` that each process calls once, giving `task(item, report)`. Out: the
+    counts that
+the tasks report, as they come. `multiprocessing.Pool` is not used because it hangs when a worker is killed, and its
+workers outlive a killed parent.
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ def _run_apart(make_task: Callable[[], Task], items: Iterable[Any], processes: i
             theirs.close()
             workers[ours] = process
         while workers:
-            for connection in wait(list(workers)):
+            ready: list[Any] = wait(list(workers))
+            for connection in ready:
                 try:
-                    kind, value = connection.recv()  # type: ignore[union-attr]
+                    kind, value = connection.recv()
                 except (EOFError, ConnectionResetError):
                     raise UserError(_obituary(workers[connection])) from None
                 if kind == "count":
@@ -67,9 +69,9 @@ def _run_apart(make_task: Callable[[], Task], items: Iterable[Any], processes: i
                 elif kind == "error":
                     raise value
                 elif (item := next(waiting, None)) is not None:
-                    connection.send(item)  # type: ignore[union-attr]
+                    connection.send(item)
                 else:
-                    connection.send(None)  # type: ignore[union-attr]
+                    connection.send(None)
                     workers.pop(connection).join()
     finally:
         for process in workers.values():

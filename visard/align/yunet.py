@@ -1,7 +1,11 @@
 """YuNet, a small fast face detector, through OpenCV's FaceDetectorYN.
 
-In: a photograph of any size, (H, W, 3) uint8 RGB. Out: `Face` values with five points in its pixels. The current public file
-takes any input size; older files are made for exactly 320 or 640 px and get the photograph letterboxed.
+In: a photograph of any size, (H, W, 3) uint8 RGB. Out: `Face` values with five points in its pixels. The current public
+file takes any input size; older files are made for exactly 320 or 640 px and get the photograph letterboxed.
+
+Points are passed on as the network gives them, as the whole field does. Mirrored photographs show that they are counted
+from the corner of the first pixel rather than from its centre (0.6 px right of symmetry on LFW; MTCNN's the same); the
+ArcFace template was made from such points, so nothing is taken off.
 
 Source: Wu, Peng, Yu 2023, "YuNet: a tiny millisecond-level face detector".
 """
@@ -21,36 +25,44 @@ from visard.records import Face, UInt8Array
 NMS_IOU = 0.3
 """Boxes that overlap more are one face; OpenCV's own default."""
 
+REPORTED_SCORE = 0.3
+"""Least confidence that is reported at all."""
+
 
 class YuNet:
     """A detector over one weights file.
 
     Args:
-        paths: weights files by preference; the first that this OpenCV can read is used (OpenCV 4 reads only the fixed sizes).
-        min_score: faces with less confidence are not reported.
-        search_px: a photograph is searched at these longest sides in turn until a face is found. YuNet sees faces of about 10 to
-            300 px: a large photograph is shrunk first, where a small face was lost it is searched again at more detail, and
-            where the face fills the picture at less.
+        paths: weights files by preference; the first that this OpenCV can read is used (OpenCV 4 reads only the fixed
+            sizes).
+        min_score: the confidence that ends the search. Faces down to `REPORTED_SCORE` are reported all the same, so
+            that a doubtful face can be told from none.
+        search_px: a photograph is searched at these longest sides in turn until a confident face is found. YuNet sees
+            faces of about 10 to 300 px: a large photograph is shrunk first, searched again at more detail where a small
+            face was lost, and at less where the face fills the picture. Nothing is enlarged: that finds faces in
+            necklaces (docs/align.md).
     """
 
     def __init__(
-        self, paths: Sequence[Path], *, min_score: float = 0.5, search_px: Sequence[int] = (640, 1280, 160)
+        self, paths: Sequence[Path], *, min_score: float = 0.6, search_px: Sequence[int] = (640, 1280, 160)
     ) -> None:
         self.min_score = min_score
         self.search_px = tuple(search_px)
-        self.path, self.fixed_px, self._network = _first_readable(paths, min_score)
+        self.path, self.fixed_px, self._network = _first_readable(paths, min(min_score, REPORTED_SCORE))
 
     def detect(self, image: UInt8Array, image_id: str = "") -> list[Face]:
-        """Every face found at the first of the search sizes that shows one."""
-        searched = set()
-        for longest in self.search_px:
-            scale = min(1.0, min(longest, self.fixed_px or longest) / max(image.shape[:2]))
-            if scale in searched:
-                continue
-            searched.add(scale)
-            if faces := self._detect_at(image, scale):
-                return faces
-        return []
+        """The faces found at the first search size that shows a confident one, else at the size with the best score."""
+        longest = max(image.shape[:2])
+        # A set of the scales in the given order: sizes above the photograph's all mean "as it is".
+        scales = dict.fromkeys(min(1.0, min(px, self.fixed_px or px) / longest) for px in self.search_px)
+        best: list[Face] = []
+        for scale in scales:
+            faces = self._detect_at(image, scale)
+            if _best_score(faces) > _best_score(best):
+                best = faces
+            if _best_score(best) >= self.min_score:
+                break
+        return best
 
     def _detect_at(self, image: UInt8Array, scale: float) -> list[Face]:
         height, width = image.shape[:2]
@@ -59,9 +71,8 @@ class YuNet:
         if (new_width, new_height) != (width, height):
             pixels = cv2.resize(pixels, (new_width, new_height), interpolation=cv2.INTER_AREA)
         if self.fixed_px:
-            pixels = cv2.copyMakeBorder(
-                pixels, 0, self.fixed_px - new_height, 0, self.fixed_px - new_width, cv2.BORDER_CONSTANT, value=(0, 0, 0)
-            )
+            below, right = self.fixed_px - new_height, self.fixed_px - new_width
+            pixels = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(0, 0, 0))
         self._network.setInputSize((pixels.shape[1], pixels.shape[0]))
         _, rows = self._network.detect(pixels)
         if rows is None:
@@ -69,8 +80,7 @@ class YuNet:
         to_photo = np.array([width / new_width, height / new_height], dtype=np.float64)
         faces = []
         for row in np.asarray(rows, dtype=np.float64):
-            # YuNet's numbers are areas' coordinates: 0 is the corner of the first pixel. Points are given for pixel centres.
-            points = row[4:14].reshape(5, 2) * to_photo + POINT_SHIFT_PX
+            points = row[4:14].reshape(5, 2) * to_photo
             box = np.concatenate([row[0:2] * to_photo, row[2:4] * to_photo])
             faces.append(
                 Face(image=image, points=points.astype(np.float32), score=float(row[14]), box=box.astype(np.float32))
@@ -78,7 +88,8 @@ class YuNet:
         return faces
 
 
-POINT_SHIFT_PX = 0.0
+def _best_score(faces: Sequence[Face]) -> float:
+    return max((face.score for face in faces), default=0.0)
 
 
 def _first_readable(paths: Sequence[Path], min_score: float) -> tuple[Path, int, Any]:
@@ -105,9 +116,12 @@ def _first_readable(paths: Sequence[Path], min_score: float) -> tuple[Path, int,
 
 
 def _fixed_input_px(path: Path) -> int:
-    """The side the file was made for, 0 if it takes any. OpenCV 5 loads a fixed file at another size and gives wrong boxes."""
+    """The side the file was made for, 0 if it takes any.
+
+    Read from the file, because OpenCV 5 loads a fixed file at another size without an error and gives wrong boxes.
+    """
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         shape = onnx.load(str(path), load_external_data=False).graph.input[0].type.tensor_type.shape

@@ -1,10 +1,10 @@
 """From five points of a face to its place in the crop: template, similarity transform, warps, pose.
 
-In: points in pixels, x before y, (0, 0) at the centre of the top left pixel; uint8 RGB photographs. Out: the 2 x 3 matrix of a
-similarity, moved points, square crops, head pose in radians.
+In: points in pixels, x before y, (0, 0) at the centre of the top left pixel; uint8 RGB photographs. Out: the 2 x 3
+matrix of a similarity, moved points, square crops, head pose in radians.
 
-Shapes: K points, S crop size in pixels, H x W photograph. Order of five points: left eye, right eye, nose tip, left mouth
-corner, right mouth corner, left and right as the viewer sees them.
+Shapes: K points, S crop size in pixels, H x W photograph. Order of five points: left eye, right eye, nose tip, left
+mouth corner, right mouth corner, left and right as the viewer sees them.
 """
 
 from __future__ import annotations
@@ -21,25 +21,28 @@ ARCFACE_TEMPLATE: Float64Array = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]],
     dtype=np.float64,
 )
-"""(5, 2) pixels of a 112 px crop: where ArcFace and its descendants expect the five points. Source: insightface, arXiv:1801.07698."""
+"""(5, 2) pixels of a 112 px crop: where ArcFace and its descendants expect the five points. Source: insightface,
+arXiv:1801.07698."""
 ARCFACE_TEMPLATE.flags.writeable = False
 
 POSE_MODEL: Float64Array = np.array(
     [[-1.0, -1.0, 0.0], [1.0, -1.0, 0.0], [0.0, 0.09, 0.80], [-0.83, 1.22, 0.17], [0.83, 1.22, 0.17]], dtype=np.float64
 )
-"""(5, 3) a mean head's five points: x right, y down, z towards the viewer; unit = half the distance between the eyes."""
+"""(5, 3) a mean head's five points: x right, y down, z towards the viewer; unit = half the distance between the
+eyes."""
 POSE_MODEL.flags.writeable = False
 
-# Points closer together than this (pixels, root mean square about their mean) name no direction: the transform would be noise.
+# Points closer together than this (pixels, root mean square about their mean) name no direction: the transform would be
+# noise.
 MIN_SPREAD_PX = 1e-3
 
 
 def template(size: int) -> Float64Array:
     """The ArcFace template for crops of `size` pixels: (5, 2) float64.
 
-    A crop of 2S made with it and shrunk to S is the crop of S: pixel *areas* are scaled, so positions of pixel centres move as
-    (t + 0.5) * size / 112 - 0.5. (insightface multiplies t by size / 112; the two agree at 112 px and differ by half the
-    enlargement elsewhere, 0.5 px at 224.)
+    A crop of 2S made with it and shrunk to S is the crop of S: pixel *areas* are scaled, so positions of pixel centres
+    move as (t + 0.5) * size / 112 - 0.5. (insightface multiplies t by size / 112; the two agree at 112 px and differ by
+    half the enlargement elsewhere, 0.5 px at 224.)
     """
     if size < 1:
         raise ValueError(f"the crop size is {size} px; it must be at least 1")
@@ -56,11 +59,12 @@ def similarity_transform(source_K2: ArrayLike, target_K2: ArrayLike) -> Float64A
     Returns:
         (2, 3) float64, [a, -b, tx; b, a, ty]: never a reflection, whatever the points.
 
-    Source: Umeyama 1991, "Least-squares estimation of transformation parameters between two point patterns", Eq. 40-42. In the
-        plane its singular value decomposition reduces to one complex division, which cannot give a reflection.
+    Source: Umeyama 1991, "Least-squares estimation of transformation parameters between two point patterns", Eq. 40-42.
+        In the plane its singular value decomposition reduces to one complex division, which cannot give a reflection.
 
     Raises:
-        ValueError: points that are not finite, or coincide, or give a scale of zero; says so in words for a list of reasons.
+        ValueError: points that are not finite, or coincide, or give a scale of zero; says so in words for a list of
+            reasons.
     """
     source = np.asarray(source_K2, dtype=np.float64)
     target = np.asarray(target_K2, dtype=np.float64)
@@ -85,7 +89,8 @@ def similarity_transform(source_K2: ArrayLike, target_K2: ArrayLike) -> Float64A
 def warp_points(points_K2: ArrayLike, matrix: ArrayLike) -> Float64Array:
     """Points (K, 2) moved by a (2, 3) matrix: (K, 2) float64."""
     matrix = np.asarray(matrix, dtype=np.float64)
-    return np.asarray(points_K2, dtype=np.float64) @ matrix[:, :2].T + matrix[:, 2]
+    moved: Float64Array = np.asarray(points_K2, dtype=np.float64) @ matrix[:, :2].T + matrix[:, 2]
+    return moved
 
 
 def invert(matrix: ArrayLike) -> Float64Array:
@@ -104,9 +109,9 @@ def scale_of(matrix: ArrayLike) -> float:
 def warp_crop(image: UInt8Array, matrix: ArrayLike, size: int) -> UInt8Array:
     """The photograph seen through `matrix`: (S, S, 3) uint8.
 
-    Bilinear with black outside the photograph, as the field's networks were trained. A photograph of at least 1.5 times the
-    crop's resolution is warped to a whole multiple of the crop and averaged down, because bilinear sampling alone would skip
-    pixels and alias.
+    Bilinear with black outside the photograph, as the field's networks were trained. A photograph of at least 1.5 times
+    the crop's resolution is warped to a whole multiple of the crop and averaged down, because bilinear sampling alone
+    would skip pixels and alias.
 
     Args:
         image: (H, W, 3) uint8.
@@ -114,7 +119,8 @@ def warp_crop(image: UInt8Array, matrix: ArrayLike, size: int) -> UInt8Array:
         size: S, pixels.
     """
     matrix = np.asarray(matrix, dtype=np.float64)
-    # Limited because the buffer has (multiple * size)^2 pixels; a face 32 times larger than its crop is averaged well enough.
+    # Limited because the buffer has (multiple * size)^2 pixels; a face 32 times larger than its crop is averaged well
+    # enough.
     multiple = min(max(round(1.0 / scale_of(matrix)), 1), 32)
     if multiple > 1:
         # Areas are scaled about the corner of the image, half a pixel before the centre of the first pixel.
@@ -150,9 +156,9 @@ def crop(image: UInt8Array, points: ArrayLike, size: int = ARCFACE_SIZE) -> UInt
 def pose(points_52: ArrayLike) -> tuple[float, float, float]:
     """Head pose from five points: (yaw, pitch, roll) in radians, about +-0.1 for real faces.
 
-    Fits `POSE_MODEL` under weak perspective: the two rows of the least squares affine camera, made orthonormal, are the first
-    two rows of the rotation R = Rz(roll) Ry(yaw) Rx(pitch). Yaw > 0: the face turns to the viewer's right; pitch > 0: it looks
-    down; roll > 0: it leans clockwise as the viewer sees it.
+    Fits `POSE_MODEL` under weak perspective: the two rows of the least squares affine camera, made orthonormal, are the
+    first two rows of the rotation R = Rz(roll) Ry(yaw) Rx(pitch). Yaw > 0: the face turns to the viewer's right; pitch
+    > 0: it looks down; roll > 0: it leans clockwise as the viewer sees it.
 
     Args:
         points_52: (5, 2) pixels.
