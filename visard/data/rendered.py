@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from visard.data.faces3d.latents import Latents
-from visard.data.faces3d.scene import Rendering, render_crops
+from visard.data.faces3d.scene import Rendering, render_crops, render_images, true_points
 from visard.errors import UserError
 
 __all__ = ["RenderedConfig", "RenderedFaces"]
 
 # Images worked on at once: on the CPU so many that their arrays stay in the cache, on a GPU so many that it is busy.
-CHUNK_CPU, CHUNK_GPU = 16, 256
+CHUNK_CPU, CHUNK_GPU = 32, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,25 +95,24 @@ class RenderedFaces:
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """(S, S, 3) uint8 RGB."""
-        return self.render([index]).images[0].cpu().numpy()
+        return self.images([index])[0]
 
     def points(self, index: int) -> NDArray[np.float32]:
         """(5, 2) float32 crop pixels x, y: eyes, nose tip, mouth corners."""
-        return self.render([index]).points[0].cpu().numpy()
+        return self.all_points([index])[0]
+
+    def all_points(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+        """(B, 5, 2) float32: `points` of all indices; no picture is made for it."""
+        return true_points(self.latents(indices), self.size).cpu().numpy()
 
     def images(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
         """(B, S, S, 3) uint8 RGB: `image` of all indices, made together."""
-        return self.render(indices).images.cpu().numpy()
+        parts = [render_images(self.latents(part), self.size) for part in self._parts(indices)]
+        return torch.cat(parts).cpu().numpy()
 
     def render(self, indices: Sequence[int] | NDArray[np.int64]) -> Rendering:
         """Everything about these images, on the data set's device."""
-        index_B = np.asarray(indices, np.int64).reshape(-1)
-        if len(index_B) == 0 or index_B.min() < 0 or index_B.max() >= len(self):
-            raise IndexError(f"rendered faces: indices must be 0 to {len(self) - 1} and at least one")
-        chunk = CHUNK_GPU if self.device.type == "cuda" else CHUNK_CPU
-        parts = [self._render(index_B[start : start + chunk]) for start in range(0, len(index_B), chunk)]
-        if len(parts) == 1:
-            return parts[0]
+        parts = [render_crops(self.latents(part), self.size) for part in self._parts(indices)]
         columns: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in vars(parts[0])}
         return Rendering(**columns)
 
@@ -124,9 +123,12 @@ class RenderedFaces:
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         return Latents(self.config.seed, identity, index_B % self.config.images_per_identity, self.device, dtype)
 
-    @torch.no_grad()
-    def _render(self, index_B: NDArray[np.int64]) -> Rendering:
-        return render_crops(self.latents(index_B), self.size)
+    def _parts(self, indices: Sequence[int] | NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        index_B = np.asarray(indices, np.int64).reshape(-1)
+        if len(index_B) == 0 or index_B.min() < 0 or index_B.max() >= len(self):
+            raise IndexError(f"rendered faces: indices must be 0 to {len(self) - 1} and at least one")
+        chunk = CHUNK_GPU if self.device.type == "cuda" else CHUNK_CPU
+        return [index_B[start : start + chunk] for start in range(0, len(index_B), chunk)]
 
 
 class _Names(Sequence[str]):

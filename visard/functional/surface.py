@@ -66,21 +66,20 @@ def rotation(angles_B3: Tensor) -> Tensor:
     return roll @ pitch @ yaw
 
 
-def project(points_BV3: Tensor, rotation_B33: Tensor, distance_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Perspective picture of turned points, at the scale that the plane z = 0 keeps its millimetres.
+def project(points_BV3: Tensor, distance_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Perspective picture of points, at the scale that the plane z = 0 keeps its millimetres.
 
     Args:
-        points_BV3: (B, V, 3), millimetres around the centre of rotation.
-        rotation_B33: (B, 3, 3), as `rotation` makes.
-        distance_B: (B,), millimetres from the camera to the centre of rotation; large = orthographic.
+        points_BV3: (B, V, 3), millimetres; the camera looks along -z at the origin.
+        distance_B: (B,), millimetres from the camera to the origin; large = orthographic.
 
     Returns:
         screen (B, V, 2): x right, y down, "millimetres at the centre's distance"; depth (B, V): millimetres from the camera.
     """
-    turned = points_BV3 @ rotation_B33.transpose(1, 2)
-    depth = distance_B[:, None] - turned[..., 2]
+    x, y, z = points_BV3.unbind(-1)
+    depth = distance_B[:, None] - z
     scale = distance_B[:, None] / depth
-    return torch.stack([turned[..., 0] * scale, -turned[..., 1] * scale], -1), depth
+    return torch.stack([x * scale, -y * scale], -1), depth
 
 
 def similarity(points_BK2: Tensor, target_K2: Tensor) -> Tensor:
@@ -184,7 +183,7 @@ def rasterise(screen_BV2: Tensor, depth_BV: Tensor, triangles_T3: Tensor, height
     equally near ones); this visits only the pixels that are inside: triangles are cut into spans, spans into pixels.
 
     Args:
-        screen_BV2: (B, V, 2), pixels x right, y down.
+        screen_BV2: (B, V, 2), pixels x right, y down; triangles with a corner at NaN are not drawn.
         depth_BV: (B, V), grows away from the camera, positive.
         triangles_T3: (T, 3) int64; corners clockwise in the picture face the camera.
         height, width: raster size in pixels, at most 2048.
@@ -194,7 +193,7 @@ def rasterise(screen_BV2: Tensor, depth_BV: Tensor, triangles_T3: Tensor, height
     depth_BV = depth_BV.to(torch.float32).clamp_min(0)
     corners = triangles_T3.T.reshape(-1)
     # One picture's arrays stay in a core's cache; a GPU wants all at once.
-    some = len(depth_BV) if depth_BV.is_cuda else 1
+    some = len(depth_BV) if depth_BV.is_cuda else 4
     parts = [
         _rasterise(snapped_2BV[:, start : start + some], depth_BV[start : start + some], corners, height, width)
         for start in range(0, len(depth_BV), some)
@@ -232,10 +231,10 @@ def _rasterise(
     z_y = (a_y * (az - cz) + b_y * (bz - cz)) / area
     z_0 = cz + (a_0 * (az - cz) + b_0 * (bz - cz)) / area
     picture = seen.div(triangles, rounding_mode="floor")
-    corner = picture * (height * width) + (top * width + left).long()
+    corner = (picture * (height * width)).to(torch.int32) + (top * width + left).to(torch.int32)
 
     # Spans: a row of pixels of one triangle.
-    owner, y = _expand((bottom - top + 1).long())
+    owner, y = _expand((bottom - top + 1).to(torch.int32))
     y_f = y.to(torch.float32)
 
     def spread(values: Tensor) -> Tensor:
@@ -256,13 +255,13 @@ def _rasterise(
     count = (last - first).add_(1).clamp_min_(0)
 
     # Pixels.
-    span, x = _expand(count.long())
+    span, x = _expand(count.to(torch.int32))
     first.clamp_max_(width)
-    start = spread(corner) + y * width + first.long()
+    start = spread(corner) + y * width + first.to(torch.int32)
     span_zx = spread(z_x)
     span_z = spread(z_0) + y_f * spread(z_y) + first * span_zx
     depth = (span_z.index_select(0, span) + x * span_zx.index_select(0, span)).clamp_min_(0)
-    pixel = start.index_select(0, span) + x
+    pixel = (start.index_select(0, span) + x).long()
     # Nearest first, then the earlier triangle; the winner's own number comes back out of the key. The bits of a positive
     # float32 sort like its value.
     bits = max(len(pixel), 1).bit_length()
@@ -290,10 +289,11 @@ def _rasterise(
 
 
 def _expand(count_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers 0..N-1, each as often as its count, and which repetition each is."""
+    """Numbers 0..N-1, each as often as its count, and which repetition each is; int32, which is faster than int64 here."""
     owner = torch.repeat_interleave(count_N)
-    start = count_N.cumsum(0) - count_N
-    return owner, torch.arange(len(owner), device=count_N.device) - start.index_select(0, owner)
+    start = count_N.cumsum(0, dtype=torch.int32) - count_N
+    number = torch.arange(len(owner), dtype=torch.int32, device=count_N.device)
+    return owner, number - start.index_select(0, owner)
 
 
 def interpolate(raster: Raster, triangles_T3: Tensor, values_VC: Tensor) -> Tensor:

@@ -23,22 +23,22 @@ Array = NDArray[np.float64]
 
 # y: half width, reach to the front, reach to the back. The face without nose, lips and eyes; cut by the jaw further down.
 _SKULL = (
-    (115, 0, 0, 0), (113.5, 17, 20, 26), (110, 32, 36, 47), (104, 45, 50, 64), (95, 56, 63, 78), (80, 66.5, 76, 91),
-    (62, 73, 86, 99), (45, 75.5, 91.5, 102), (25, 75.5, 93.5, 103), (10, 74, 91.5, 102), (-5, 72, 89, 99),
-    (-20, 70.5, 88.5, 95), (-35, 69, 90, 90), (-50, 67, 92.5, 84), (-67, 64.5, 93, 79), (-84, 60.5, 91, 77),
-    (-100, 56, 90, 77), (-115, 51, 86, 77), (-140, 45, 78, 77), (-330, 45, 70, 77),
+    (115, 0, 0, 0), (113.5, 17, 20, 26), (110, 32, 36, 47), (104, 45, 50, 64), (95, 56, 63, 78), (80, 66, 76, 91),
+    (62, 72, 85.5, 99), (45, 74.5, 91, 102), (25, 74.5, 93, 103), (10, 73, 91.5, 102), (-5, 71, 89.5, 99),
+    (-20, 69, 88.5, 95), (-35, 66.5, 89.5, 90), (-50, 63, 91.5, 84), (-67, 58.5, 92.5, 79), (-84, 52.5, 91, 77),
+    (-100, 45.5, 89.5, 77), (-115, 38, 85, 77), (-140, 32, 78, 77), (-330, 32, 70, 77),
 )  # fmt: skip
 _NECK = (
-    (115, 57, 48, 78), (-60, 57, 44, 78), (-120, 57, 42, 77), (-142, 58, 40, 78), (-156, 63, 42, 80), (-168, 84, 48, 84),
+    (115, 50, 44, 76), (-60, 50, 40, 76), (-120, 50, 37, 75), (-142, 52, 36, 76), (-156, 59, 39, 78), (-168, 82, 46, 82),
     (-180, 122, 58, 90), (-195, 165, 76, 98), (-215, 192, 94, 104), (-245, 205, 108, 110), (-330, 212, 118, 115),
 )  # fmt: skip
 # Angle from the front: height of the lower edge of jaw and skull.
-_JAW = ((0, -115), (18, -114), (35, -106), (50, -95), (65, -80), (80, -62), (95, -48), (120, -46), (165, -52))
+_JAW = ((0, -114), (15, -113), (32, -107), (48, -97), (62, -85), (74, -72), (84, -56), (95, -46), (120, -46), (165, -52))
 _ROW_SPACING = (
     (115, 5), (95, 7.5), (60, 6), (34, 4.4), (26, 2.6), (10, 1.9), (-9, 2.1), (-16, 3.6), (-30, 2.9), (-38, 2.1),
     (-52, 2.4), (-58, 2.3), (-80, 3), (-90, 4.2), (-112, 4.5), (-125, 8), (-150, 9), (-200, 20), (-330, 60),
 )  # fmt: skip
-COLUMNS = 85
+COLUMNS = 77
 STOMION = -67.0
 EYE_X, EYE_Y = 31.0, 0.0
 MOUTH_HALF_WIDTH = 25.0
@@ -106,7 +106,7 @@ def anatomy() -> Anatomy:
         five=np.zeros((5, 2)),
     )
     half = MOUTH_HALF_WIDTH
-    five = np.array([(-EYE_X, EYE_Y), (EYE_X, EYE_Y), (0, -39.5), (-half, STOMION), (half, STOMION)], float)
+    five = np.array([(-EYE_X, EYE_Y), (EYE_X, EYE_Y), (0, -38.5), (-half, STOMION), (half, STOMION)], float)
     object.__setattr__(result, "five", result.place(five))
     object.__setattr__(result, "dense", result.place(_dense_places()))
     return result
@@ -128,9 +128,9 @@ def blob(flat: Array, x: float, y: float, wide: float, tall: float) -> Array:
 
 
 def _angles() -> Array:
-    # Two thirds of the columns within 50 degrees of the front.
+    # Three quarters of the columns within 50 degrees of the front.
     t = np.linspace(-1, 1, COLUMNS)
-    return np.sign(t) * np.interp(np.abs(t), [0, 0.36, 0.68, 0.84, 1], [0, 20, 50, 90, 158])
+    return np.sign(t) * np.interp(np.abs(t), [0, 0.38, 0.74, 0.9, 1], [0, 20, 50, 90, 152])
 
 
 def _heights() -> Array:
@@ -181,7 +181,7 @@ def _bare_head(angle: Array, height: Array) -> Array:
     skull, neck = _ring(_SKULL, angle, height, 2.15), _ring(_NECK, angle, height, 2.2)
     edge = np.interp(np.abs(angle), *np.array(_JAW, float).T)[None]
     above = height[:, None] - edge
-    inside = smoothstep(-9, 7, above)[..., None]
+    inside = smoothstep(-8, 5, above)[..., None]
     # Below the edge the surface goes inwards, and a little upwards under the chin.
     return neck + (skull - neck) * inside
 
@@ -212,12 +212,12 @@ def _features(flat: Array, front: Array) -> Array:
 
 
 def _nose(x: Array, y: Array) -> Array:
-    profile = ((14, 0, 7), (8, 1.5, 7), (3, 4.0, 6.8), (-5, 9.0, 7.2), (-15, 15.5, 8.4), (-25, 22, 10), (-32, 26.5, 11.5),
-               (-38, 29, 12.5), (-42, 28, 12.5), (-45.5, 22, 11.5), (-48.5, 12, 10), (-51, 4.5, 8.5), (-55, 0.8, 7), (-60, 0, 7))  # fmt: skip
+    profile = ((16, 0, 7.5), (9, 1.2, 7.2), (3, 3.2, 6.6), (-5, 7.2, 6.8), (-15, 12.6, 7.8), (-25, 18, 9.4), (-31, 21.8, 10.8),
+               (-36, 24.2, 11.8), (-40, 24.4, 12), (-43.5, 21, 11.5), (-46.5, 13, 10), (-49.5, 5.5, 8.5), (-53, 1.2, 7), (-60, 0, 7))  # fmt: skip
     reach, half = np.moveaxis(_curve(profile, y), -1, 0)
     reach = np.where((y > 14) | (y < -60), 0, np.maximum(reach, 0))
-    ridge = reach * np.exp(-(np.abs(x / np.maximum(half, 5)) ** 2.3))
-    wing = 10.5 * np.exp(-(np.abs((np.abs(x) - 12.5) / 5.2) ** 2.4) - np.abs((y + 41.5) / 6.0) ** 2.6)
+    ridge = reach * np.exp(-(np.abs(x / np.maximum(half, 5)) ** 2.1))
+    wing = 8.5 * np.exp(-(np.abs((np.abs(x) - 12.5) / 5.2) ** 2.4) - np.abs((y + 41.5) / 6.0) ** 2.6)
     groove = -2.0 * np.exp(-(((np.abs(x) - 20.5) / 3) ** 2) - ((y + 42) / 6) ** 2)
     nostril = -4.0 * np.exp(-(((np.abs(x) - 7.0) / 3.0) ** 2) - ((y + 47.5) / 2.0) ** 2)
     return ridge + wing + groove + nostril

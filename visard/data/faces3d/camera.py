@@ -21,6 +21,8 @@ __all__ = ["backdrop", "develop", "jpeg"]
 
 _BACKDROP_ARRAY = 2
 _COARSE, _FINE = 4, 9
+# Kinds of blur, and the deviation of the worst in pixels of a 112 px crop.
+BLURS, WORST_BLUR = 24, 1.5
 
 
 def backdrop(latents: Latents, height: int, width: int) -> Tensor:
@@ -33,7 +35,8 @@ def backdrop(latents: Latents, height: int, width: int) -> Tensor:
     fine = fine.mean(1, keepdim=True) * 0.85 + fine * 0.3
     coarse = coarse.mean(1, keepdim=True) * 0.9 + coarse * 0.45
     kind = latents.uniform("background kind").float()[:, None, None, None]
-    soft, hard, slow = (_stretch(n, height, width, k, latents.device) for n, k in ((_FINE, 1), (_FINE, 0), (_COARSE, 1)))
+    rows, columns = -(-height // 4), -(-width // 4)
+    soft, hard, slow = (_stretch(n, rows, columns, k, latents.device) for n, k in ((_FINE, 2), (_FINE, 0), (_COARSE, 2)))
     fine = fine * (kind > 0.25)
     picture = 0.7 * slow[0] @ coarse @ slow[1] + 0.5 * soft[0] @ (fine * (kind <= 0.8)) @ soft[1]
     picture = picture + 0.5 * hard[0] @ (fine * (kind > 0.8)) @ hard[1]
@@ -41,19 +44,22 @@ def backdrop(latents: Latents, height: int, width: int) -> Tensor:
         latents.uniform("background hue"), latents.uniform("vignette") ** 2 * 0.5, latents.uniform("background light", 0.08, 0.95)
     )
     contrast = latents.uniform("background contrast", 0.02, 0.3).float()[:, None, None, None]
-    return (picture * contrast + tone.float().sqrt()[:, :, None, None]).clamp_(0, 1).square_()
+    small = (picture * contrast + tone.float().sqrt()[:, :, None, None]).clamp_(0, 1).square_()
+    # What lies behind the head is out of focus: a quarter of the resolution is enough.
+    down, across = _stretch(rows, height, width, 1, latents.device)[0], _stretch(columns, height, width, 1, latents.device)[1]
+    return down @ small @ across
 
 
 @lru_cache(maxsize=32)
 def _stretch(places: int, height: int, width: int, order: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Matrices (height, places) and (places, width) that stretch a small grid: order 0 in blocks, 1 smoothly."""
+    """Matrices (height, places) and (places, width) that stretch a small grid: order 0 in blocks, 1 linearly, 2 smoothly."""
 
     def matrix(size: int) -> Tensor:
         at = torch.linspace(0, places - 1, size, dtype=torch.float64)[:, None] - torch.arange(places, dtype=torch.float64)
         if order == 0:
             return (at.round() == 0).float().to(device)
         near = (1 - at.abs()).clamp_min(0)
-        return (near * near * (3 - 2 * near)).float().to(device)
+        return (near if order == 1 else near * near * (3 - 2 * near)).float().to(device)
 
     return matrix(height), matrix(width).T.contiguous()
 
@@ -65,17 +71,17 @@ def develop(linear_B3HW: Tensor, latents: Latents, size: int, *, scale: float) -
         linear_B3HW: (B, 3, H, W) linear colours.
         scale: raster pixels per picture pixel.
     """
-    pixels = reduce(linear_B3HW, _blur_radius(latents, size), size, scale)
+    pixels = reduce(linear_B3HW, (latents.uniform("blur") * BLURS).long(), size, scale)
 
     def w(value: Tensor) -> Tensor:
         return value.float()[:, None, None, None]
 
     white = latents.uniform("white balance", -0.16, 0.16).float()
     gain = torch.stack([1 + 0.6 * white, torch.ones_like(white), 1 - 0.6 * white], 1)
-    gain = gain * torch.exp2(latents.uniform("exposure", -0.55, 0.5).float())[:, None]
+    gain = gain * torch.exp2(latents.uniform("exposure", -0.5, 0.6).float())[:, None]
     picture = (pixels * gain[:, :, None, None]).clamp_min(1e-5).sqrt()
     # A shoulder instead of a hard clip of the lights.
-    picture = torch.where(picture > 0.8, 0.8 + 0.2 * torch.tanh((picture - 0.8) / 0.2), picture)
+    picture = torch.minimum(picture, torch.tanh((picture - 0.8).clamp_min_(0).mul_(5)).mul_(0.2).add_(0.8))
     grey = (picture * torch.tensor([0.299, 0.587, 0.114], device=picture.device)[None, :, None, None]).sum(1, keepdim=True)
     saturation = w(latents.uniform("saturation", 0.55, 1.15) * (latents.uniform("vignette") > 0.04))
     picture = grey + (picture - grey) * saturation
@@ -89,25 +95,26 @@ def reduce(linear_B3HW: Tensor, blur_B: Tensor, size: int, scale: float) -> Tens
     """(B, 3, S, S): Gaussian blur and reduction in one, as a product with two matrices an image.
 
     Args:
-        blur_B: (B,) float32, deviation in picture pixels.
+        blur_B: (B,) int64, which of `BLURS` blurs.
     """
-    height = linear_B3HW.shape[2]
-    place = (torch.arange(size, device=linear_B3HW.device, dtype=torch.float32) + 0.5) * scale - 0.5
-    distance = torch.arange(height, device=linear_B3HW.device, dtype=torch.float32)[None] - place[:, None]
-    deviation = (blur_B * scale).square() + (0.42 * scale) ** 2
+    weights = _blurs(linear_B3HW.shape[2], size, scale, linear_B3HW.device)[blur_B][:, None]
+    return (weights @ linear_B3HW) @ weights.transpose(2, 3)
+
+
+@lru_cache(maxsize=8)
+def _blurs(height: int, size: int, scale: float, device: torch.device) -> Tensor:
+    """(BLURS, S, H) weights, from sharp to a deviation of `WORST_BLUR`; steps grow with the blur."""
+    place = (torch.arange(size, dtype=torch.float64) + 0.5) * scale - 0.5
+    distance = torch.arange(height, dtype=torch.float64)[None] - place[:, None]
+    blur = (torch.arange(BLURS) / (BLURS - 1)) ** 3 * WORST_BLUR * size / 112
+    deviation = (blur * scale).square() + (0.42 * scale) ** 2
     weights = torch.exp(-0.5 * distance.square()[None] / deviation[:, None, None])
-    weights = weights / weights.sum(2, keepdim=True)
-    rows = weights[:, None] @ linear_B3HW
-    return rows @ weights[:, None].transpose(2, 3)
-
-
-def _blur_radius(latents: Latents, size: int) -> Tensor:
-    return (latents.uniform("blur") ** 3 * 1.7 * size / 112).float()
+    return (weights / weights.sum(2, keepdim=True)).float().to(device)
 
 
 def _noise(latents: Latents, size: int, device: torch.device) -> Tensor:
     bank = sensor_noise(device)
-    strength = latents.uniform("noise") ** 2 * 0.045
+    strength = latents.uniform("noise") ** 3 * 0.05
     free = max(SENSOR_SIZE - size, 1)
     tops = (latents.uniform("noise y") * free).long().tolist()
     lefts = (latents.uniform("noise x") * free).long().tolist()

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from visard.data.faces3d.anatomy import anatomy
 from visard.data.faces3d.head import age
@@ -31,12 +32,16 @@ STYLES = 8
 class Hair:
     """Args:
     vertices: (B, G, J, 3) mm.
+    near: (B, G, J) bool, false where there is no hair and none beside: nothing to draw.
+    deep: (B, G, J) bool, true where the head under the hair cannot be seen.
     cover: (B, G, J) 0 skin to 1 hair or hat.
     hat: (B, G, J) 0 hair to 1 hat.
     strands: (B, G, J) about -1 to 1, light and dark strands.
     """
 
     vertices: Tensor
+    near: Tensor
+    deep: Tensor
     cover: Tensor
     hat: Tensor
     strands: Tensor
@@ -77,7 +82,7 @@ def _constants(device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     g, j = len(rows), len(columns)
     straight = soft_noise(21, STYLES, g, j, 0.6, 9.0)
     curly = soft_noise(22, STYLES, g, j, 1.0, 1.2)
-    edge = soft_noise(23, 1, STYLES, j, 1.2, 0.0)[0]
+    edge = soft_noise(23, 1, STYLES, j, 2.0, 0.0)[0]
     tensors |= {name: value.to(dtype).to(device) for name, value in (("straight", straight), ("curly", curly), ("edge", edge))}
     return tensors
 
@@ -115,28 +120,32 @@ def grow(latents: Latents, head_BRQ3: Tensor, hat_B: Tensor) -> Hair:
         + wide(recess * (~fringe)) * torch.exp(-(((side - 40) / 15) ** 2))
         - wide(peak * (~fringe)) * torch.exp(-((angle / 9) ** 2))
         - 9 * lopsided * (angle / 45).clamp(-1, 1)
-        + 2.2 * constants["edge"][style][:, None] * (1 + 1.2 * curl)
+        + 1.6 * constants["edge"][style][:, None] * (1 + curl)
     )
-    # Behind the temples the edge runs down to where the hair ends.
-    bottom = torch.where(length > 0, 15 - 215 * length.clamp_min(0), 4 - 40 * (length + 1).clamp_min(0))
-    nape = torch.minimum(bottom, torch.full_like(bottom, -70.0))
-    behind = step(92, 112, side)
-    bottom = bottom * (1 - behind) + nape * behind
+    # Behind the temples the edge runs down to where the hair ends: short hair leaves the ears free but for a sideburn.
+    short = (length <= 0).to(latents.dtype)
+    sideburn = 26 - (24 + 22 * wide(latents.uniform("hair side"))) * torch.exp(-(((side - 66) / 7) ** 2)) * (length > -0.6)
+    free_ear = sideburn * short + (1 - short) * (10 - 215 * length.clamp_min(0))
+    nape = torch.minimum(free_ear, torch.full_like(free_ear, -70.0))
+    behind = step(98, 116, side)
+    bottom = free_ear * (1 - behind) + nape * behind
     corner = 60 + 5 * wide(latents.uniform("hair recess", -1, 1))
-    aside = step(corner - 13, corner + 4, side)
+    aside = step(corner - 16, corner + 2, side)
     edge = edge * (1 - aside) + bottom * aside
     above = y - edge
     crown = wide(bald) * 260 * (1 - step(62, 80, side)) + wide(bald) * 200 * step(52, 62, y)
-    cover = step(-1.5, 5.0, above - crown)
+    cover = step(-3.0, 5.0, above - crown)
 
     volume = wide(1 + 0.22 * latents.normal("hair volume"))
     shaven = step(0.0, 0.25, length + 1.0)
     top_thick = wide(latents.uniform("hair top", 4, 24)) * (1 - 0.7 * wide(bald.clamp(0, 1)))
-    side_thick = wide(latents.uniform("hair side", 2, 13)) + 3 * length.clamp_min(0)
+    side_thick = (wide(latents.uniform("hair side", 1.5, 8)) * (1 - 0.6 * wide(bald)) + 5 * length.clamp_min(0).sqrt()) * (
+        1 + 0.35 * curl
+    )
     high = step(25, 85, y)
     noise = (constants["straight"][style] * (1 - curl) + constants["curly"][style] * curl).clamp(-2.5, 2.5)
-    thick = (top_thick * high + side_thick * (1 - high)) * (1 + 0.9 * curl) * volume * shaven + 1.2
-    thick = thick * (above / 26).clamp(0.04, 1).sqrt() + (0.7 + 1.8 * curl) * noise * shaven
+    thick = (top_thick * high * (1 + 0.8 * curl) + side_thick * (1 - high)) * volume * shaven + 1.0
+    thick = thick * (above / 30).clamp(0.02, 1).sqrt() + (0.7 + 1.8 * curl) * noise * shaven
     part_line = torch.exp(-(((constants["x"][None] - wide(part)) / 4) ** 2)) * step(55, 80, y) * (side < 75)
     thick = (thick - 4.5 * part_line * shaven).clamp_min(0.6)
 
@@ -156,7 +165,10 @@ def grow(latents: Latents, head_BRQ3: Tensor, hat_B: Tensor) -> Hair:
     z = (70 + side_thick) * constants["cosine"][None, None] - 8 + 2.0 * noise
     fall = torch.stack([x.expand_as(points[..., 0]), points[..., 1], z.expand_as(points[..., 2])], -1)
     points = points + (fall - points) * hang[..., None]
-    return Hair(points, cover, hat, noise * (1 - 0.9 * part_line))
+    near = max_pool2d(cover.float()[:, None], 3, stride=1, padding=1)[:, 0] > 0
+    # Skin under much hair on all sides is never seen.
+    deep = -max_pool2d(-(cover * thick > 2.0).float()[:, None], 5, stride=1, padding=2)[:, 0] > 0
+    return Hair(points, near, deep, cover, hat, noise * (1 - 0.9 * part_line))
 
 
 def _length(latents: Latents) -> Tensor:

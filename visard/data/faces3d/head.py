@@ -15,8 +15,9 @@ from torch import Tensor
 
 from visard.data.faces3d.anatomy import anatomy, blob, smoothstep
 from visard.data.faces3d.latents import Latents, bell
+from visard.functional.surface import sample_grid
 
-__all__ = ["EAR_SIDE", "ears", "head_vertices"]
+__all__ = ["EAR_SIDE", "age", "beard_cover", "ears", "head_vertices", "landmarks"]
 
 EAR_SIDE = 11
 _SHAPE_ARRAY = 1
@@ -32,6 +33,13 @@ def head_vertices(latents: Latents, beard_B: Tensor) -> Tensor:
     template, fields = _fields(latents.device, latents.dtype)
     weights = torch.cat([_shape_weights(latents), _moment_weights(latents), beard_B[:, None]], 1)
     return (template + weights @ fields).view(len(latents), len(anatomy().height), -1, 3)
+
+
+def landmarks(latents: Latents, beard_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 5 + 68, 3) mm the five points and the dense ones, as `head_vertices` has them; (73,) how far each turns with the head."""
+    template, fields, turn = _landmark_fields(latents.device, latents.dtype)
+    weights = torch.cat([_shape_weights(latents), _moment_weights(latents), beard_B[:, None]], 1)
+    return (template + weights @ fields).view(len(latents), -1, 3), turn
 
 
 def age(latents: Latents) -> Tensor:
@@ -88,6 +96,18 @@ def _fields(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     fields = np.concatenate([head.shape, expression, _age_field()[None], _beard_field()[None]])
     template = torch.from_numpy(head.template.reshape(1, -1)).to(dtype).to(device)
     return template, torch.from_numpy(fields.reshape(len(fields), -1)).to(dtype).to(device)
+
+
+@lru_cache(maxsize=4)
+def _landmark_fields(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    # Bilinear sampling commutes with the sum of fields: sampled fields give sampled vertices.
+    head = anatomy()
+    template, fields = _fields(device, dtype)
+    places = torch.from_numpy(np.concatenate([head.five, head.dense])).to(dtype).to(device)
+    grid = torch.cat([template, fields]).view(len(fields) + 1, len(head.height), -1, 3)
+    sampled = sample_grid(grid, places[:, 0], places[:, 1]).flatten(1)
+    turn = np.interp(places[:, 0].cpu().numpy(), np.arange(len(head.height)), head.turn)
+    return sampled[:1], sampled[1:], torch.from_numpy(turn).to(dtype).to(device)
 
 
 def _age_field() -> np.ndarray:

@@ -8,13 +8,20 @@ Shapes: B images, V vertices.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from visard.data.faces3d.anatomy import anatomy
 from visard.data.faces3d.latents import Latents
+from visard.functional.surface import grid_normals, grid_triangles, rasterise
 
-__all__ = ["Lamps", "lamps", "shade"]
+__all__ = ["Lamps", "Openness", "harmonics", "lamps", "openness", "shade"]
+
+HARMONICS = 25
+# How many directions, and how large the pictures (pixels of 2 mm), by which the template's own shadows are found.
+DIRECTIONS, LOOK = 192, 240
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ def lamps(latents: Latents, rotation_B33: Tensor) -> Lamps:
     camera[:, 2] = 1
     half = key + camera
     half = half / half.norm(dim=1, keepdim=True)
-    power, ambient = latents.uniform("light power", 0.25, 1.15), latents.uniform("ambient", 0.25, 0.8)
+    power, ambient = latents.uniform("light power", 0.35, 1.25), latents.uniform("ambient", 0.3, 0.85)
     warm = _warmth(latents.uniform("light warm", -0.22, 0.3))
     sky_warm = _warmth(latents.uniform("ambient warm", -0.28, 0.22))
     slope = torch.stack(
@@ -65,6 +72,76 @@ def lamps(latents: Latents, rotation_B33: Tensor) -> Lamps:
         half=(back @ half[..., None])[..., 0].float(),
         wrap=latents.uniform("light spread", 0.05, 0.6).float()[:, None],
     )
+
+
+@dataclass(frozen=True)
+class Openness:
+    """What every vertex of the template sees of the world, so that heads shade themselves.
+
+    Args:
+        sky: (V,) float32, cosine-weighted share of the sky, 0..1.
+        lamp: (HARMONICS, V) float32, spherical harmonics of the share of a lamp's light that arrives from a direction.
+    """
+
+    sky: Tensor
+    lamp: Tensor
+
+
+@lru_cache(maxsize=4)
+def openness(device: torch.device) -> Openness:
+    """Made once: the template is looked at from all sides, and every vertex notes from where it is seen."""
+    head = anatomy()
+    rows, columns = head.template.shape[:2]
+    points = torch.from_numpy(head.template).reshape(1, -1, 3)
+    normals = grid_normals(torch.from_numpy(head.template)[None]).view(-1, 3)
+    triangles = grid_triangles(rows, columns)
+    number = torch.arange(DIRECTIONS, dtype=torch.float64)
+    # A Fibonacci sphere.
+    y = 1 - 2 * (number + 0.5) / DIRECTIONS
+    turn = number * (torch.pi * (3 - 5**0.5))
+    ring = (1 - y * y).sqrt()
+    towards = torch.stack([ring * turn.sin(), y, ring * turn.cos()], 1)
+    side = torch.linalg.cross(torch.tensor([[0.3, 0.8, 0.52]], dtype=torch.float64).expand_as(towards), towards)
+    side = side / side.norm(dim=1, keepdim=True)
+    up = torch.linalg.cross(towards, side)
+    seen = []
+    for k in range(0, DIRECTIONS, 16):
+        frame = torch.stack([side[k : k + 16], -up[k : k + 16], towards[k : k + 16]], 2)
+        turned = points @ frame
+        screen = (turned[..., :2] + torch.tensor([0.0, -30.0])) * 0.5 + LOOK / 2
+        depth = 500 - turned[..., 2]
+        raster = rasterise(screen, depth, triangles, LOOK, LOOK)
+        place = screen.round().long().clamp(0, LOOK - 1)
+        nearest = raster.depth.flatten(1).gather(1, place[..., 1] * LOOK + place[..., 0])
+        slack = 3.0 + 3.0 * (1 - (normals @ towards[k : k + 16].T).clamp(0, 1).T)
+        seen.append(depth <= nearest + slack)
+    seen_NV = torch.cat(seen).double()
+    facing_NV = (normals @ towards.T).T
+    weight_NV = facing_NV.clamp_min(0)
+    sky = (weight_NV * seen_NV).sum(0) / weight_NV.sum(0).clamp_min(1e-9)
+    # Weighted least squares for each vertex; behind the vertex nothing is asked, a ridge holds the answer near its mean.
+    basis_NH = harmonics(towards)
+    care_NV = (facing_NV > -0.15).double() * (0.3 + weight_NV)
+    mean = (care_NV * seen_NV).sum(0) / care_NV.sum(0).clamp_min(1e-9)
+    normal_VHH = torch.einsum("nh,nv,nk->vhk", basis_NH, care_NV, basis_NH)
+    right_VH = torch.einsum("nh,nv->vh", basis_NH, care_NV * (seen_NV - mean))
+    ridge = torch.eye(HARMONICS, dtype=torch.float64) * (0.01 * DIRECTIONS)
+    lamp_VH = torch.linalg.solve(normal_VHH + ridge, right_VH[..., None])[..., 0]
+    lamp_VH[:, 0] += mean / basis_NH[0, 0]
+    return Openness(sky.float().to(device), lamp_VH.T.float().contiguous().to(device))
+
+
+def harmonics(direction_B3: Tensor) -> Tensor:
+    """(B, HARMONICS) real spherical harmonics of degrees 0 to 4, up to constant factors, of unit vectors."""
+    x, y, z = direction_B3.unbind(1)
+    xx, yy, zz = x * x, y * y, z * z
+    terms = [
+        torch.ones_like(x), x, y, z, x * y, y * z, 3 * zz - 1, x * z, xx - yy,
+        y * (3 * xx - yy), x * y * z, y * (5 * zz - 1), z * (5 * zz - 3), x * (5 * zz - 1), z * (xx - yy), x * (xx - 3 * yy),
+        x * y * (xx - yy), y * z * (3 * xx - yy), x * y * (7 * zz - 1), y * z * (7 * zz - 3), 35 * zz * zz - 30 * zz + 3,
+        x * z * (7 * zz - 3), (xx - yy) * (7 * zz - 1), x * z * (xx - 3 * yy), xx * (xx - 3 * yy) - yy * (3 * xx - yy),
+    ]  # fmt: skip
+    return torch.stack(terms, 1)
 
 
 def shade(normal_BV3: Tensor, lamps_: Lamps, open_BV: Tensor | None, lit_BV: Tensor | None, gloss: float) -> tuple[Tensor, Tensor]:

@@ -20,20 +20,20 @@ from visard.data.faces3d import camera, hair, head, light, skin, worn
 from visard.data.faces3d.anatomy import anatomy
 from visard.data.faces3d.latents import Latents
 from visard.functional.surface import (
+    Raster,
     grid_normals,
     grid_triangles,
     interpolate,
     project,
     rasterise,
     rotation,
-    sample_grid,
     similarity,
 )
 
-__all__ = ["Rendering", "render_crops"]
+__all__ = ["SUPERSAMPLE", "Drawn", "Rendering", "Stand", "draw", "move", "render_crops", "render_images", "take_stand", "true_points"]
 
 # Raster pixels per crop pixel.
-SUPERSAMPLE = 1.5
+SUPERSAMPLE = 1.25
 ARCFACE_112 = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 # The head turns about a point in the upper neck, mm.
 PIVOT = (0.0, -80.0, -10.0)
@@ -73,48 +73,116 @@ class _Layout:
     texel: Tensor
     head: tuple[int, int]
     hair: tuple[int, int]
-    hair_first: int
-    ears_first: int
-    worn_first: int
     atlas: tuple[int, int]
     hair_row: int
     ear_row: int
     worn_places: Tensor
 
 
+def render_images(latents: Latents, size: int) -> Tensor:
+    """(B, S, S, 3) uint8 RGB: the `images` of `render_crops`, a little faster."""
+    return _render(latents, size)[0]
+
+
 def render_crops(latents: Latents, size: int) -> Rendering:
     """Aligned crops, in the order of the latents."""
-    layout = _layout(latents.device)
-    hat = worn.wears_hat(latents)
-    surface = _surface(latents, hat)
-    pose = _pose(latents)
-    screen, depth = _take_picture(latents, surface.vertices, pose)
-    rows, columns = layout.head
-    head_screen = screen[:, : rows * columns].view(-1, rows, columns, 2)
-    five, dense = _landmarks(head_screen)
-    to_crop = similarity(five, _target(latents, size))
-    screen = _move(screen, to_crop)
-    raster_size = round(size * SUPERSAMPLE)
-    raster = rasterise((screen + 0.5) * SUPERSAMPLE - 0.5, depth, layout.triangles, raster_size, raster_size)
-    atlas = _atlas(latents, surface, rotation(pose))
-    texels = interpolate(raster, layout.triangles, layout.texel)
-    linear = grid_sample(atlas, texels, mode="bilinear", padding_mode="border", align_corners=True)
-    empty = (raster.triangle < 0)[:, None]
-    linear = torch.where(empty, camera.backdrop(latents, raster_size, raster_size), linear)
-    images = camera.develop(linear, latents, size, scale=SUPERSAMPLE)
-
-    grid = screen[:, : rows * columns].view(-1, rows, columns, 2)
-    grid_depth = depth[:, : rows * columns].view(-1, rows, columns)
+    images, stand, to_crop, drawn = _render(latents, size)
+    rows, columns = _layout(latents.device).head
+    grid = drawn.screen[:, : rows * columns].view(-1, rows, columns, 2)
+    depth = drawn.depth[:, : rows * columns].view(-1, rows, columns)
     return Rendering(
         images=images,
-        points=_move(five, to_crop).float(),
-        dense=_move(dense, to_crop).float(),
-        pose=pose.float(),
+        points=move(stand.five, to_crop).float(),
+        dense=move(stand.dense, to_crop).float(),
+        pose=stand.pose.float(),
         vertices=grid.float(),
-        depth=grid_depth.float(),
-        visible=_visible(grid, grid_depth, raster.depth, size),
-        lower_face=_lower_face(raster.triangle, layout, size),
+        depth=depth.float(),
+        visible=_visible(grid, depth, drawn.raster.depth),
+        lower_face=_lower_face(drawn.raster.triangle, size),
     )
+
+
+def true_points(latents: Latents, size: int) -> Tensor:
+    """(B, 5, 2) float32 crop pixels: the `points` of `render_crops`, without making the picture."""
+    stand = take_stand(latents)
+    return move(stand.five, similarity(stand.five, _target(latents, size))).float()
+
+
+def move(points_BK2: Tensor, transform_B23: Tensor) -> Tensor:
+    """(B, K, 2) points under a similarity."""
+    return points_BK2 @ transform_B23[:, :, :2].transpose(1, 2) + transform_B23[:, None, :, 2]
+
+
+@dataclass(frozen=True)
+class Stand:
+    """How a head is held before the camera.
+
+    Args:
+        pose: (B, 3) radians: yaw, pitch, roll.
+        turns: (B, 3, 3) of the head and of the chest.
+        five: (B, 5, 2) landmarks on the screen, mm.
+        dense: (B, 68, 2) the same.
+    """
+
+    pose: Tensor
+    turns: tuple[Tensor, Tensor]
+    five: Tensor
+    dense: Tensor
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Faces in front of a background.
+
+    Args:
+        linear: (B, 3, H, W) linear colours at raster resolution.
+        raster: what every raster pixel shows.
+        screen: (B, V, 2) picture pixels of all vertices.
+        depth: (B, V) mm.
+    """
+
+    linear: Tensor
+    raster: Raster
+    screen: Tensor
+    depth: Tensor
+
+
+def take_stand(latents: Latents) -> Stand:
+    """Pose and landmarks: everything about an image that costs next to nothing."""
+    pose = _pose(latents)
+    # The chest follows the head a little.
+    follow = torch.tensor([0.35, 0.1, 0.25], dtype=latents.dtype, device=latents.device)
+    turns = rotation(pose), rotation(pose * follow)
+    points, turn = head.landmarks(latents, skin.beard_thickness(latents))
+    screen, _ = _take_picture(latents, points, turn, turns)
+    return Stand(pose, turns, screen[:, :5], screen[:, 5:])
+
+
+def draw(latents: Latents, stand: Stand, to_picture_B23: Tensor, behind_B3HW: Tensor) -> Drawn:
+    """Heads over a background of raster resolution (`SUPERSAMPLE` times the picture's).
+
+    Args:
+        to_picture_B23: (B, 2, 3) from the screen's mm to picture pixels.
+    """
+    layout = _layout(latents.device)
+    surface = _surface(latents)
+    screen, depth = _take_picture(latents, surface.vertices, _turn(latents.device, latents.dtype), stand.turns)
+    screen = move(screen, to_picture_B23)
+    points = ((screen + 0.5) * SUPERSAMPLE - 0.5).masked_fill_(_never_seen(surface)[..., None], torch.nan)
+    raster = rasterise(points, depth, layout.triangles, behind_B3HW.shape[2], behind_B3HW.shape[3])
+    atlas = _atlas(latents, surface, stand.turns[0])
+    texels = interpolate(raster, layout.triangles, layout.texel)
+    linear = grid_sample(atlas, texels, mode="bilinear", padding_mode="border", align_corners=True)
+    shown = (raster.triangle >= 0).to(linear.dtype)[:, None]
+    return Drawn(linear.sub_(behind_B3HW).mul_(shown).add_(behind_B3HW), raster, screen, depth)
+
+
+def _render(latents: Latents, size: int) -> tuple[Tensor, Stand, Tensor, Drawn]:
+    stand = take_stand(latents)
+    to_crop = similarity(stand.five, _target(latents, size))
+    raster_size = round(size * SUPERSAMPLE)
+    drawn = draw(latents, stand, to_crop, camera.backdrop(latents, raster_size, raster_size))
+    return camera.develop(drawn.linear, latents, size, scale=SUPERSAMPLE), stand, to_crop, drawn
 
 
 @dataclass(frozen=True)
@@ -126,9 +194,9 @@ class _Surface:
     worn: worn.Worn
 
 
-def _surface(latents: Latents, hat_B: Tensor) -> _Surface:
+def _surface(latents: Latents) -> _Surface:
     head_BRQ3 = head.head_vertices(latents, skin.beard_thickness(latents))
-    grown = hair.grow(latents, head_BRQ3, hat_B)
+    grown = hair.grow(latents, head_BRQ3, worn.wears_hat(latents))
     ears = head.ears(head_BRQ3, latents)
     ribbons = worn.wear(latents, head_BRQ3)
     parts = [head_BRQ3.flatten(1, 2), grown.vertices.flatten(1, 2), ears.flatten(1, 3), ribbons.vertices]
@@ -145,28 +213,29 @@ def _pose(latents: Latents) -> Tensor:
     return torch.stack([yaw, pitch, roll], 1) * (torch.pi / 180)
 
 
-def _take_picture(latents: Latents, vertices_BV3: Tensor, pose_B3: Tensor) -> tuple[Tensor, Tensor]:
-    turn = _turn(latents.device, latents.dtype)
-    pivot = torch.tensor(PIVOT, dtype=latents.dtype, device=latents.device)
-    # The chest follows the head's yaw by a third and nothing else.
-    chest = rotation(pose_B3 * torch.tensor([0.35, 0.1, 0.25], dtype=latents.dtype, device=latents.device))
-    local = vertices_BV3 - pivot
-    with_head = local @ rotation(pose_B3).transpose(1, 2)
-    with_chest = local @ chest.transpose(1, 2)
-    placed = with_chest + (with_head - with_chest) * turn[None, :, None]
+def _never_seen(surface: _Surface) -> Tensor:
+    """(B, V) bool: head under thick hair, hair where none grows."""
+    batch, rows, columns, _ = surface.head.shape
+    deep = surface.hair.deep
+    under = torch.zeros(batch, rows, columns, dtype=torch.bool, device=deep.device)
+    g, j = deep.shape[1:]
+    under[:, : 2 * g - 1 : 2, : 2 * j - 1 : 2] = deep
+    under[:, 1 : 2 * g - 1 : 2] = under[:, : 2 * g - 3 : 2] & under[:, 2 : 2 * g - 1 : 2]
+    under[:, :, 1::2] = under[:, :, :-1:2] & under[:, :, 2::2]
+    hidden = torch.cat([under.flatten(1), ~surface.hair.near.flatten(1)], 1)
+    rest = surface.vertices.shape[1] - hidden.shape[1]
+    return torch.nn.functional.pad(hidden, (0, rest))
+
+
+def _take_picture(latents: Latents, points_BV3: Tensor, turn_V: Tensor, turns: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Screen (B, V, 2) and depth (B, V) of points that turn with the head where `turn_V` is 1, with the chest where it is 0."""
+    local = points_BV3 - torch.tensor(PIVOT, dtype=latents.dtype, device=latents.device)
+    placed = local @ turns[0].transpose(1, 2)
+    stiff = (turn_V < 1).nonzero()[:, 0]
+    with_head, with_chest = placed[:, stiff], local[:, stiff] @ turns[1].transpose(1, 2)
+    placed[:, stiff] = with_chest + (with_head - with_chest) * turn_V[stiff, None]
     distance = 420.0 / latents.uniform("distance", 0.14, 0.85)
-    still = torch.eye(3, dtype=latents.dtype, device=latents.device).expand(len(latents), 3, 3)
-    return project(placed, still, distance)
-
-
-def _landmarks(head_screen_BRQ2: Tensor) -> tuple[Tensor, Tensor]:
-    constants = anatomy()
-    five = torch.from_numpy(constants.five).to(head_screen_BRQ2)
-    dense = torch.from_numpy(constants.dense).to(head_screen_BRQ2)
-    return (
-        sample_grid(head_screen_BRQ2, five[:, 0], five[:, 1]),
-        sample_grid(head_screen_BRQ2, dense[:, 0], dense[:, 1]),
-    )
+    return project(placed, distance)
 
 
 def _target(latents: Latents, size: int) -> Tensor:
@@ -178,10 +247,6 @@ def _target(latents: Latents, size: int) -> Tensor:
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2) * scale[:, None, None]
     shift = torch.stack([latents.normal("shift x", 1.2), latents.normal("shift y", 1.2)], 1) * (size / 112)
     return (template - middle) @ turn.transpose(1, 2) + middle + shift[:, None]
-
-
-def _move(points_BK2: Tensor, transform_B23: Tensor) -> Tensor:
-    return points_BK2 @ transform_B23[:, :, :2].transpose(1, 2) + transform_B23[:, None, :, 2]
 
 
 def _atlas(latents: Latents, surface: _Surface, rotation_B33: Tensor) -> Tensor:
@@ -197,7 +262,9 @@ def _atlas(latents: Latents, surface: _Surface, rotation_B33: Tensor) -> Tensor:
     bare = (surface.hair.cover * (1 - surface.hair.hat)).float()
     roots[:, : 2 * g - 1, : 2 * j - 1] = skin.double(bare)
     normals = grid_normals(surface.head.float())
-    diffuse, shine = light.shade(normals.flatten(1, 2), lamps, None, None, 14.0)
+    world = light.openness(latents.device)
+    lit_BV = (light.harmonics(lamps.key) @ world.lamp * 1.3 - 0.15).clamp(0, 1)
+    diffuse, shine = light.shade(normals.flatten(1, 2), lamps, world.sky.expand(batch, -1), lit_BV, 14.0)
     gloss = latents.uniform("shine", 0.02, 0.16).float()[:, None]
     diffuse, shine = diffuse.view(batch, 3, rows, columns), (shine * gloss).view(batch, rows, columns)
     texture = skin.paint(latents, roots, diffuse, shine)
@@ -229,7 +296,7 @@ def _atlas(latents: Latents, surface: _Surface, rotation_B33: Tensor) -> Tensor:
     return atlas
 
 
-def _visible(grid_BRQ2: Tensor, depth_BRQ: Tensor, nearest_BHW: Tensor, size: int) -> Tensor:
+def _visible(grid_BRQ2: Tensor, depth_BRQ: Tensor, nearest_BHW: Tensor) -> Tensor:
     """(B, R, Q) bool: inside the crop and not behind what the raster shows there."""
     batch, height, width = nearest_BHW.shape
     place = ((grid_BRQ2 + 0.5) * SUPERSAMPLE - 0.5).round().long()
@@ -241,7 +308,7 @@ def _visible(grid_BRQ2: Tensor, depth_BRQ: Tensor, nearest_BHW: Tensor, size: in
     return inside & (depth_BRQ <= nearest + VISIBLE_SLACK_MM)
 
 
-def _lower_face(triangle_BHW: Tensor, layout: _Layout, size: int) -> Tensor:
+def _lower_face(triangle_BHW: Tensor, size: int) -> Tensor:
     table = _lower_face_triangles(triangle_BHW.device)
     shown = table[triangle_BHW.clamp_min(0)] & (triangle_BHW >= 0)
     return resize(shown[:, None].float(), size=(size, size), mode="bilinear", align_corners=False)[:, 0] > 0.5
@@ -293,7 +360,7 @@ def _layout(device: torch.device) -> _Layout:
     for number in range(2):
         triangles.append(grid_triangles(side, side, first=ears_first + number * side * side))
         texels.append(_places(side, side, ear_row, number * (side + 2), 1, 1))
-    worn_first = first = ears_first + 2 * side * side
+    first = ears_first + 2 * side * side
     top, left, worn_places = ear_row + side, 0, []
     for part_rows, part_columns in worn.PARTS.values():
         if left + part_columns > width:
@@ -311,9 +378,6 @@ def _layout(device: torch.device) -> _Layout:
         texel=texel.float().to(device),
         head=(rows, columns),
         hair=(g, j),
-        hair_first=hair_first,
-        ears_first=ears_first,
-        worn_first=worn_first,
         atlas=atlas,
         hair_row=hair_row,
         ear_row=ear_row,

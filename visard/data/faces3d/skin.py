@@ -26,7 +26,9 @@ _SKIN = ((244, 212, 195), (232, 192, 166), (214, 167, 134), (183, 132, 99), (139
 _HAIR = ((20, 17, 17), (36, 27, 23), (62, 43, 32), (96, 66, 44), (140, 104, 66), (196, 162, 112), (150, 72, 38))
 _IRIS = ((58, 36, 22), (86, 56, 32), (104, 92, 52), (88, 110, 86), (92, 126, 150), (110, 122, 132))
 _MOLES = 7
-_FRECKLES = 60
+_FRECKLES = 41
+# Length of the tables from mm to texels, in steps of half a millimetre.
+_SPAN_MM = 170
 _LASTING_MARKS, _FRECKLE_MARKS = 2, 3
 
 
@@ -145,26 +147,34 @@ def _mark(texture: Tensor, latents: Latents, melanin: Tensor) -> None:
 
     moles = latents.lasting_array(_LASTING_MARKS, 4 * _MOLES).view(-1, 4, _MOLES).float()
     there = (moles[:, 3] < 0.45).float() * 0.85
-    row, column = size[0] * (0.08 + 0.66 * moles[:, 0]), size[1] * (0.12 + 0.76 * moles[:, 1])
     freckled = ((latents.uniform("freckles") - 0.72).clamp_min(0) * 1.1 * (1 - melanin)).float()
     spots = latents.lasting_array(_FRECKLE_MARKS, 3 * _FRECKLES).view(-1, 3, _FRECKLES).float()
-    nose = constants["nose_row"]
-    rows = torch.cat([row, nose + (spots[:, 1] + moles[:, :1, 0] - 1) * size[0] * 0.1], 1)
-    columns = torch.cat([column, size[1] * (0.5 + (spots[:, 0] - 0.5) * 0.62)], 1)
-    radii = torch.cat([0.65 + 0.5 * moles[:, 2], 0.6 + 0.25 * spots[:, 2]], 1)
+    # Places and radii in mm of the template, then in texels.
+    x = torch.cat([(moles[:, 1] - 0.5) * 128, (spots[:, 0] - 0.5) * 104], 1)
+    y = torch.cat([62 - moles[:, 0] * 170, -4 - 34 * spots[:, 1] * (0.5 + spots[:, 0])], 1)
+    radius = torch.cat([1.1 + 1.2 * moles[:, 2], 1.1 + 0.5 * spots[:, 2]], 1)
     strengths = torch.cat([there, freckled[:, None].expand(-1, _FRECKLES)], 1)
-    dark = _spots(rows, columns, radii, strengths, size)
+    row, row_mm = constants["texel_row"][:, _entry(62.5 - y)]
+    column, column_mm = constants["texel_column"][:, _entry(x + 75)]
+    dark = _spots(row, column, radius / row_mm, radius / column_mm, strengths, size)
     gain = 1 + 0.035 * uneven
     for channel, depth in enumerate((0.62, 0.82, 0.9)):
         texture[:, channel] *= gain - depth * dark
 
 
-def _spots(row_BK: Tensor, column_BK: Tensor, radius_BK: Tensor, strength_BK: Tensor, size: tuple[int, int]) -> Tensor:
-    rows = torch.arange(size[0], device=row_BK.device)[None, None]
-    columns = torch.arange(size[1], device=row_BK.device)[None, None]
-    down = torch.exp(-0.5 * ((rows - row_BK[..., None]) / radius_BK[..., None]) ** 2) * strength_BK[..., None]
-    across = torch.exp(-0.5 * ((columns - column_BK[..., None]) / radius_BK[..., None]) ** 2)
-    return (down.transpose(1, 2) @ across).clamp(0, 1)
+def _entry(millimetres: Tensor) -> Tensor:
+    return (millimetres * 2).long().clamp(0, 2 * _SPAN_MM - 1)
+
+
+def _spots(
+    row_BK: Tensor, column_BK: Tensor, tall_BK: Tensor, wide_BK: Tensor, strength_BK: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """(B, U, W) the sum of K bells, 0 to 1."""
+    rows = torch.arange(size[0], device=row_BK.device)
+    columns = torch.arange(size[1], device=row_BK.device)
+    down = torch.exp(-0.5 * ((rows - row_BK[..., None]) / tall_BK[..., None]) ** 2) * strength_BK[..., None]
+    across = torch.exp(-0.5 * ((columns - column_BK[..., None]) / wide_BK[..., None]) ** 2)
+    return (down.transpose(1, 2) @ across).clamp_(0, 1)
 
 
 def _blend(part: Tensor, light: Tensor, colour: Tensor, amount: Tensor) -> None:
@@ -354,15 +364,27 @@ def _constants(device: torch.device) -> dict[str, Tensor]:
     clothes = int(np.argmax(y[:, 0] < -140))
     # At the sides the collar lies higher than at the throat.
     angles = np.interp(np.arange(x.shape[1]) / 2, np.arange(columns), np.abs(head.angle))
+    # The columns of the face's front, where x grows from one to the next.
+    near = slice(int(np.sum(angles[: x.shape[1] // 2] > 85)), int(x.shape[1] - np.sum(angles[x.shape[1] // 2 :] > 85)))
     values: dict[str, Tensor] = {
         "regions": torch.from_numpy(regions.reshape(3, -1)).float(),
         "beard": torch.from_numpy(beard_cover()).float(),
         "stubble": soft_noise(31, 4, rows, columns, 0.3, 0.5),
         "uneven": soft_noise(32, 6, 2 * rows - 1, 2 * columns - 1, 2.2, 2.2),
         "fibre": soft_noise(33, 1, 64, 2 * columns - 1, 0.9, 0.4)[0],
+        "texel_row": _texel_table(-y[:, x.shape[1] // 2], -62.5),
+        "texel_column": _texel_table(x[int(np.argmax(y[:, 0] < -15)), near], -75.0, int(near.start)),
         "clothes_height": torch.from_numpy(y[clothes:].copy()).float()[None],
         "clothes_side": torch.from_numpy(smoothstep(10, 80, angles)).float()[None, None],
     }
     values = {name: value.to(device) for name, value in values.items()}
-    nose = int(np.argmax(y[:, x.shape[1] // 2] < -18))
-    return values | {"clothes_row": torch.tensor(clothes), "nose_row": torch.tensor(nose)}
+    return values | {"clothes_row": torch.tensor(clothes)}
+
+
+def _texel_table(millimetres: np.ndarray, start: float, first: int = 0) -> Tensor:
+    """(2, 2 * _SPAN_MM): texel number, and mm a texel, at every half millimetre from `start`."""
+    at = start + np.arange(2 * _SPAN_MM) / 2
+    texel = first + np.arange(len(millimetres), dtype=float)
+    size = np.gradient(millimetres)
+    table = np.stack([np.interp(at, millimetres, texel), np.interp(at, millimetres, size)])
+    return torch.from_numpy(table).float()
