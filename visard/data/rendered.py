@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from visard.data.faces3d.latents import Latents
+from visard.data.faces3d.photograph import Photographs, render_photographs
 from visard.data.faces3d.scene import Rendering, render_crops, render_images, true_points
 from visard.errors import UserError
 
@@ -115,6 +116,17 @@ class RenderedFaces:
         parts = [render_crops(self.latents(part), self.size) for part in self._parts(indices)]
         columns: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in vars(parts[0])}
         return Rendering(**columns)
+
+    def photographs(self, indices: Sequence[int] | NDArray[np.int64], size: int = 256, *, faces: int = 1) -> Photographs:
+        """The same people in photographs that are not aligned.
+
+        Args:
+            size: of the square photographs, pixels.
+            faces: 0 nobody, 1 the person, 2 the person before a stranger.
+        """
+        parts = [render_photographs(self.latents(part), size, faces=faces) for part in self._parts(indices)]
+        columns: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in vars(parts[0])}
+        return Photographs(**columns)
 
     def latents(self, indices: Sequence[int] | NDArray[np.int64]) -> Latents:
         """The numbers behind these images."""
