@@ -239,7 +239,8 @@ th.number, td.number { text-align: right; }
 }
 .tile .name, .tile .remark { font-size: 0.8rem; color: var(--quiet); }
 .tile .value { font-size: 1.6rem; font-weight: 600; letter-spacing: -0.02em; font-variant-numeric: tabular-nums; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 20px; margin: 16px 0; }
+.grid { display: grid; gap: 20px; margin: 16px 0; }
+.grid { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
 .grid.small { grid-template-columns: repeat(auto-fill, minmax(144px, 1fr)); gap: 14px; }
 figure { margin: 0; min-width: 0; }
 .grid:not(.small) > figure {
@@ -249,7 +250,9 @@ figure img, figure svg { display: block; max-width: 100%; height: auto; margin: 
 .small figure img { width: 100%; border-radius: 6px; }
 figcaption { font-size: 0.8rem; line-height: 1.4; color: var(--quiet); margin-top: 6px; overflow-wrap: anywhere; }
 figcaption b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
-details { margin: 12px 0; padding: 10px 16px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+details {
+  margin: 12px 0; padding: 10px 16px; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+}
 summary { cursor: pointer; font-weight: 600; }
 pre { margin: 10px 0; overflow-x: auto; font: 0.8rem/1.5 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 @media (max-width: 600px) {

@@ -104,7 +104,8 @@ def roc(genuine: ArrayLike, impostor: ArrayLike) -> Roc | None:
     gen_G, imp_I = _sorted(genuine), _sorted(impostor)
     if not len(gen_G) or not len(imp_I):
         return None
-    distinct_T = np.unique(np.concatenate([gen_G, imp_I]))[::-1]
+    both_N = np.sort(np.concatenate([gen_G, imp_I]), kind="stable")  # two sorted runs: merged in O(N)
+    distinct_T = both_N[np.concatenate([[True], both_N[1:] != both_N[:-1]])][::-1]
     accepted_gen = len(gen_G) - np.searchsorted(gen_G, distinct_T, side="left")
     accepted_imp = len(imp_I) - np.searchsorted(imp_I, distinct_T, side="left")
     return Roc(
@@ -150,8 +151,11 @@ def equal_error_rate(genuine: ArrayLike, impostor: ArrayLike) -> float | None:
     give 0.5.
     """
     curve = roc(genuine, impostor)
-    if curve is None:
-        return None
+    return None if curve is None else equal_error_rate_of(curve)
+
+
+def equal_error_rate_of(curve: Roc) -> float:
+    """`equal_error_rate` of a ROC that is there already."""
     fnmr = 1.0 - curve.tar
     after = int(np.argmax(curve.far >= fnmr))  # exists: the last point is FAR 1, FNMR 0; never the first: FAR 0, FNMR 1
     before = after - 1

@@ -117,8 +117,8 @@ def result_text(result: Result) -> str:
     """The result as a table for people, undefined rates included."""
     values, counts = result.metrics, result.counts
     lines = [
-        f"{counts['pairs']:,} pairs ({counts['genuine']:,} genuine, {counts['impostor']:,} impostor) of {counts['images']:,} "
-        f"images, {result.settings['folds']} folds, flip {result.settings['flip']}",
+        f"{counts['pairs']:,} pairs ({counts['genuine']:,} genuine, {counts['impostor']:,} impostor) "
+        f"of {counts['images']:,} images, {result.settings['folds']} folds, flip {result.settings['flip']}",
         "",
         f"  {'accuracy':<18}{_percent(values['accuracy'])} ± {_percent(values['accuracy_std']).strip()}   "
         f"95 % {_interval(result, 'accuracy')}",

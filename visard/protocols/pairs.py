@@ -11,6 +11,7 @@ Letters: N images, P pairs, D embedding size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -39,8 +40,8 @@ __all__ = [
 
 Missing = Literal["error", "skip", "wrong"]
 
-CHUNK_PAIRS = 2048
-"""Pairs scored at once: two blocks of 2048 x 512 float32 are 8 MB, still in cache when they are multiplied."""
+CHUNK_PAIRS = 256
+"""Pairs scored at once: two blocks of 256 x 512 float32 are 1 MB, still in cache when they are multiplied."""
 
 
 def draw_pairs(labels: ArrayLike, ids: Sequence[str], count: int = 3000, folds: int = 10, seed: int = 0) -> Pairs:
@@ -105,25 +106,21 @@ def pair_scores(embeddings: Embeddings, pairs: Pairs) -> NDArray[np.float64]:
     Raises:
         UserError: a vector is zero or not finite; the first ids are named.
     """
-    used = np.unique(np.concatenate([pairs.left, pairs.right]))
-    norms = np.empty(len(embeddings.ids), dtype=np.float32)
-    for start in range(0, len(used), CHUNK_PAIRS):
-        rows = used[start : start + CHUNK_PAIRS]
-        block = embeddings.vectors[rows]
-        norms[rows] = np.sqrt(np.einsum("nd,nd->n", block, block))
-    broken = used[~(np.isfinite(norms[used]) & (norms[used] > 0))]
-    if len(broken):
-        names = ", ".join(embeddings.ids[row] for row in broken[:3])
-        raise UserError(
-            f"embeddings: {len(broken)} vectors are zero or not finite (first: {names}); "
-            "embed these images again or leave them out"
-        )
     scores = np.empty(len(pairs), dtype=np.float64)
+    vectors = np.asarray(embeddings.vectors, dtype=np.float32)
+    left, right = (np.empty((min(CHUNK_PAIRS, len(pairs)), vectors.shape[1]), dtype=np.float32) for _ in range(2))
     for start in range(0, len(pairs), CHUNK_PAIRS):
-        part = slice(start, start + CHUNK_PAIRS)
-        left, right = pairs.left[part], pairs.right[part]
-        dots = np.einsum("nd,nd->n", embeddings.vectors[left], embeddings.vectors[right])
-        scores[part] = dots / (norms[left] * norms[right])
+        part = slice(start, min(start + CHUNK_PAIRS, len(pairs)))
+        size = part.stop - part.start
+        # mode="clip" writes straight into `out`; the indices are valid, so nothing is clipped.
+        a = np.take(vectors, pairs.left[part], axis=0, out=left[:size], mode="clip")
+        b = np.take(vectors, pairs.right[part], axis=0, out=right[:size], mode="clip")
+        # A repeated image's norm is computed again: cheaper, from cache, than reading all vectors once more.
+        a_norm, b_norm = (np.sqrt(np.einsum("nd,nd->n", x, x)) for x in (a, b))
+        usable = np.isfinite(a_norm) & np.isfinite(b_norm) & (a_norm > 0) & (b_norm > 0)
+        if not usable.all():
+            raise UserError(_name_broken(embeddings, pairs))
+        scores[part] = np.einsum("nd,nd->n", a, b) / (a_norm * b_norm)
     return scores
 
 
@@ -218,14 +215,16 @@ def _measure(
     on_grid = metrics.fold_accuracy(scores, judged.same, judged.fold, grid=metrics.usual_grid())
     accuracy_K = np.concatenate([folds.accuracies * (judged_K / counted_K), np.zeros(lost_folds)])
     grid_accuracy_K = np.concatenate([on_grid.accuracies * (judged_K / counted_K), np.zeros(lost_folds)])
+    curve = metrics.roc(genuine, impostor)
+    assert curve is not None  # both kinds were checked for
     values: dict[str, float | None] = {
         "accuracy": float(accuracy_K.mean()),
         "accuracy_std": float(accuracy_K.std()),
         "accuracy_usual_grid": float(grid_accuracy_K.mean()),
         "accuracy_usual_grid_std": float(grid_accuracy_K.std()),
-        "threshold": _usable(folds.thresholds.mean()),
+        "threshold": _usable(float(folds.thresholds.mean())),
         "auc": metrics.auc(genuine, impostor),
-        "eer": metrics.equal_error_rate(genuine, impostor),
+        "eer": metrics.equal_error_rate_of(curve),
     }
     intervals: dict[str, tuple[float, float]] = {}
     _add_interval(intervals, "accuracy", round(float(folds.accuracies @ judged_K)), len(counted))
@@ -237,8 +236,6 @@ def _measure(
             _add_interval(intervals, name, point.genuine_accepted, point.genuine)
             # The FAR that was reached, with the interval that says how well so few impostors know it.
             _add_interval(intervals, name.replace("tar@", "reached@"), point.impostors_accepted, point.impostors)
-    curve = metrics.roc(genuine, impostor)
-    assert curve is not None
     curves = {
         "roc": _curve("FAR", "TAR", *metrics.thin_curve(curve, 500)),
         "fold_accuracy": _curve("fold", "accuracy", fold_names, accuracy_K[: len(fold_names)]),
@@ -251,6 +248,17 @@ def _add_interval(intervals: dict[str, tuple[float, float]], name: str, successe
     interval = metrics.wilson_interval(successes, trials)
     if interval is not None:
         intervals[name] = interval
+
+
+def _name_broken(embeddings: Embeddings, pairs: Pairs) -> str:
+    used = np.unique(np.concatenate([pairs.left, pairs.right]))
+    norms = np.linalg.norm(embeddings.vectors[used], axis=1)
+    broken = used[~(np.isfinite(norms) & (norms > 0))]
+    names = ", ".join(embeddings.ids[row] for row in broken[:3])
+    return (
+        f"embeddings: {len(broken)} vectors are zero or not finite (first: {names}); "
+        "embed these images again or leave them out"
+    )
 
 
 def _check_answerable(pairs: Pairs) -> None:
@@ -281,12 +289,12 @@ def _hardest(
 
 
 def _curve(x_name: str, y_name: str, x: NDArray[Any], y: NDArray[Any]) -> dict[str, Any]:
-    return {"x_name": x_name, "y_name": y_name, "x": x.tolist(), "y": [_usable(value) for value in y]}
+    return {"x_name": x_name, "y_name": y_name, "x": x.tolist(), "y": [_usable(value) for value in y.tolist()]}
 
 
 def _usable(value: float) -> float | None:
     """None for the threshold that accepts everything or nothing: infinity is no JSON and no setting."""
-    return float(value) if np.isfinite(value) else None
+    return value if math.isfinite(value) else None
 
 
 def _spec_hash(spec: dict[str, Any]) -> str:
