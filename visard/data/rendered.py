@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from visard.data.faces3d.latents import Latents
-from visard.data.faces3d.photograph import Photographs, render_photographs
+from visard.data.faces3d.photograph import Photographs, person_points, render_photographs
 from visard.data.faces3d.scene import Rendering, render_crops, render_images, true_points
 from visard.errors import UserError
 
@@ -127,6 +127,10 @@ class RenderedFaces:
         parts = [render_photographs(self.latents(part), size, faces=faces) for part in self._parts(indices)]
         columns: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in vars(parts[0])}
         return Photographs(**columns)
+
+    def photograph_points(self, indices: Sequence[int] | NDArray[np.int64], size: int = 256) -> NDArray[np.float32]:
+        """(B, 5, 2) float32: the person's landmarks in `photographs`; no picture is made for it."""
+        return person_points(self.latents(indices), size).cpu().numpy()
 
     def latents(self, indices: Sequence[int] | NDArray[np.int64]) -> Latents:
         """The numbers behind these images."""

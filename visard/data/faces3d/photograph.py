@@ -16,7 +16,7 @@ from visard.data.faces3d import camera
 from visard.data.faces3d.latents import Latents
 from visard.data.faces3d.scene import SUPERSAMPLE, Stand, draw, move, take_stand
 
-__all__ = ["Photographs", "render_photographs"]
+__all__ = ["Photographs", "person_points", "render_photographs"]
 
 # Added to an identity's number to get the stranger behind it.
 STRANGER = 1 << 40
@@ -57,8 +57,7 @@ def render_photographs(latents: Latents, size: int, *, faces: int = 1) -> Photog
         poses.append(_pose_in_picture(stand, to_picture))
     if faces >= 1:
         stand = take_stand(latents)
-        where = torch.stack([latents.uniform("photo x", 0.36, 0.64), latents.uniform("photo y", 0.36, 0.56)], 1) * size
-        to_picture = _placed(stand, where, latents.uniform("photo scale", 0.125, 0.215) * size, latents)
+        to_picture = _person(latents, stand, size)
         linear = draw(latents, stand, to_picture, linear).linear
         points.insert(0, move(stand.five, to_picture))
         poses.insert(0, _pose_in_picture(stand, to_picture))
@@ -66,6 +65,17 @@ def render_photographs(latents: Latents, size: int, *, faces: int = 1) -> Photog
     if not points:
         return Photographs(images, torch.zeros(len(latents), 0, 5, 2), torch.zeros(len(latents), 0, 3))
     return Photographs(images, torch.stack(points, 1).float(), torch.stack(poses, 1).float())
+
+
+def person_points(latents: Latents, size: int) -> Tensor:
+    """(B, 5, 2) float32: the first face's `points` of `render_photographs`, without making the picture."""
+    stand = take_stand(latents)
+    return move(stand.five, _person(latents, stand, size)).float()
+
+
+def _person(latents: Latents, stand: Stand, size: int) -> Tensor:
+    where = torch.stack([latents.uniform("photo x", 0.36, 0.64), latents.uniform("photo y", 0.36, 0.56)], 1) * size
+    return _placed(stand, where, latents.uniform("photo scale", 0.125, 0.215) * size, latents)
 
 
 def _placed(stand: Stand, where_B2: Tensor, eyes_B: Tensor, latents: Latents) -> Tensor:
