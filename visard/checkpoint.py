@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from visard import dist
 from visard.errors import FormatError, UserError
@@ -193,19 +194,22 @@ def read_spec_of(checkpoint: Path) -> ModelSpec:
     return read_spec(checkpoint / "model" / "spec.json")
 
 
-def read_tensor(checkpoint: Path, name: str) -> Tensor:
-    """One whole tensor of a checkpoint on the CPU, by its dotted name, such as "head.weight".
+def read_tensors(checkpoint: Path, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Whole tensors of a checkpoint on the CPU, by their dotted names, such as "head.weight".
 
-    Raises:
-        UserError: there is no tensor of that name.
+    Args:
+        checkpoint: RUN/checkpoints/step_N.
+        names: which; None = all. Those that the checkpoint lacks are left out.
     """
-    entry = dcp.FileSystemReader(checkpoint / "state").read_metadata().state_dict_metadata.get(name)
-    if entry is None or not hasattr(entry, "size"):
-        raise UserError(f"{checkpoint}: holds no tensor {name!r}")
-    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
+    known = dcp.FileSystemReader(checkpoint / "state").read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in known.items()
+        if isinstance(entry, TensorStorageMetadata) and (names is None or name in names)
+    }
     with _quiet_without_processes():
         dcp.load(tensors, checkpoint_id=checkpoint / "state", no_dist=True)
-    return tensors[name]
+    return tensors
 
 
 def _discard(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from visard import checkpoint
 from visard.config import (
     DataConfig,
     HeadConfig,
@@ -81,24 +81,15 @@ def recipe(tmp_path: Path) -> Recipe:
 
 def weights_of(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
     """All tensors of a run's last or best checkpoint: backbone, head, momentum."""
-    import torch.distributed.checkpoint as dcp
-
-    from visard import checkpoint
-
     chosen = checkpoint.pointed(run, name)
     assert chosen is not None
-    path = run / "checkpoints" / chosen
-    names = dcp.FileSystemReader(path / "state").read_metadata().state_dict_metadata
-    return {key: checkpoint.read_tensor(path, key) for key in names}
+    return checkpoint.read_tensors(run / "checkpoints" / chosen)
 
 
 def assert_same_bits(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
     assert left.keys() == right.keys()
     different = [key for key in left if not torch.equal(left[key], right[key])]
     assert not different
-
-
-Shrink = Callable[[Recipe], Recipe]
 
 
 def with_steps(recipe: Recipe, steps: int) -> Recipe:

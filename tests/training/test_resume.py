@@ -1,7 +1,7 @@
 """A run that is saved, loaded and gone on with equals one that was never interrupted, bit for bit.
 
-Compared: every tensor of the last checkpoint (backbone with batch-norm statistics, head, momentum), the numbers beside it, and
-the logged losses. The network has dropout and batch norm; checkpoints fall into the middle of an epoch.
+Compared: every tensor of the last checkpoint (backbone with batch-norm statistics, head, momentum), the numbers beside
+it, and the logged losses. The network has dropout and batch norm; checkpoints fall into the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def test_another_network_is_refused(recipe: Recipe, faces: PaintedFaces) -> None
 
 
 def test_matmul_choice_is_kept(tmp_path: Path, faces: PaintedFaces, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A resumed run uses the saved choice even where the self-test would now choose otherwise, and leaves torch as it was."""
+    """A resumed run uses the saved choice though the self-test would now choose otherwise; torch is left as it was."""
     recipe = tiny_recipe(tmp_path / "run", float32_matmul="auto")
     monkeypatch.setattr("visard.training.build.choose_float32_matmul", lambda setting: "high")
     train(recipe, faces)

@@ -175,7 +175,9 @@ def _take_centres(path: Path, head: Head, identities: Sequence[str]) -> str:
     rows = {name: row for row, name in enumerate(known)}
     pairs = [(row, rows[name]) for row, name in enumerate(identities) if name in rows]
     if pairs:
-        old = checkpoint.read_tensor(source, "head.weight")
+        old = checkpoint.read_tensors(source, {"head.weight"}).get("head.weight")
+        if old is None:
+            return f"all {len(identities)} class centres are new (the head of {path} has none that could be taken)"
         if old.shape[1] != weight.shape[1]:
             return f"all {len(identities)} class centres are new (those of {path} have {old.shape[1]} dimensions)"
         to, taken = map(list, zip(*pairs, strict=True))

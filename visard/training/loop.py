@@ -26,6 +26,7 @@ from visard.runtime import Embedder, embedder_of
 from visard.training.build import Parts, build_parts, numerics, recipe_json
 from visard.training.interrupt import Interrupt, listening
 from visard.training.logs import Meters, RunLog, Stopwatch
+from visard.training.parallel import share_buffers
 from visard.training.schedule import learning_rate, peak_rate, total_steps
 from visard.training.step import train_step
 from visard.training.watch import Seen, Watch
@@ -157,6 +158,7 @@ class _Loop:
 
     def _save(self) -> None:
         parts, state = self.parts, self.parts.state
+        share_buffers(state.backbone)
         numbers = {**state.numbers(), "meters": self.meters.state_dict()}
         checkpoint.save(
             parts.recipe.run.out,

@@ -11,11 +11,10 @@ images differ from one x kN there. The running statistics are rank 0's: DDP send
 forward pass, evaluation and checkpoints use them, and they are the same bits after a resume.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: DDP compares the hook's annotations with its own types.
 import torch
 import torch.distributed as td
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from visard import dist
@@ -47,7 +46,16 @@ def sum_head_gradients(head: Head) -> None:
             dist.all_reduce_sum(parameter.grad)
 
 
-def _sum_over_processes(state: None, bucket: td.GradBucket) -> torch.futures.Future[Tensor]:
+def share_buffers(backbone: nn.Module) -> None:
+    """Rank 0's batch-norm statistics on every process, as DDP will do before its next forward pass.
+
+    A checkpoint's replicated tensors are written by whichever process is least busy: they must be the same on all.
+    """
+    for buffer in backbone.buffers():
+        dist.broadcast_tensor(buffer)
+
+
+def _sum_over_processes(state: None, bucket: td.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """DDP's hook for a bucket of gradients: summed over all processes, not averaged."""
     work = td.all_reduce(bucket.buffer(), op=td.ReduceOp.SUM, async_op=True)
     return work.get_future().then(lambda future: future.value()[0])

@@ -1,0 +1,71 @@
+"""A training process for the tests of several processes and of kills: `python -m tests.training.train_tiny JSON`.
+
+JSON: out; run (overrides of RunConfig); max_steps; resume; batch_norm (false: a network without it); identities; delay
+(seconds a step, so that a kill finds the run at work).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.training.conftest import PaintedFaces, tiny_recipe, with_steps
+from visard import dist
+from visard.config import BackboneConfig
+from visard.data.transforms import Sample
+from visard.errors import Interrupted
+from visard.training import build, loop
+
+
+class PlainNetwork(nn.Module):
+    """Two convolutions and a linear layer: no batch norm, no dropout."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.PReLU(8), nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.PReLU(8)
+        )
+        self.out = nn.Linear(8 * (config.input_size // 4) ** 2, config.embedding_dim)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        embeddings: torch.Tensor = self.out(self.layers(images).flatten(1)).float()
+        return embeddings
+
+
+def main(options: dict[str, Any]) -> int:
+    torch.set_num_threads(1)
+    if not options.get("batch_norm", True):
+        build.build = PlainNetwork  # type: ignore[assignment]
+    recipe = tiny_recipe(Path(options["out"]), **options.get("run", {}))
+    recipe = replace(with_steps(recipe, options.get("max_steps", 0)), head=replace(recipe.head))
+    faces = PaintedFaces(images_each=options.get("images_each", 8))
+
+    def slowly(sample: Sample, generator: object) -> Sample:
+        time.sleep(options["delay"] / recipe.run.batch_global)
+        return sample
+
+    try:
+        loop.train(
+            recipe,
+            faces,
+            resume=options.get("resume", False),
+            evaluate=(lambda embedder: {"score": 0.5}) if options.get("evaluate") else None,
+            augment=slowly if options.get("delay") else None,
+        )
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal
+    finally:
+        dist.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))
