@@ -184,7 +184,7 @@ class MTCNN:
     def _refine(self, image: UInt8Array, boxes_N4: NDArray[np.float64]) -> NDArray[np.float64]:
         """R-Net: the boxes it accepts, corrected and square."""
         boxes_N4 = np.round(boxes_N4)
-        score_N, correction_N4 = _in_batches(self.rnet, _cut_out(image, boxes_N4, RNET_PX), (1, 4))
+        score_N, correction_N4 = _in_batches(self.rnet, cut_out(image, boxes_N4, RNET_PX), (1, 4))
         accepted = score_N[:, 0] > self.thresholds[1]
         boxes_N4, score_N, correction_N4 = boxes_N4[accepted], score_N[accepted, 0], correction_N4[accepted]
         keep = nms(boxes_N4, score_N, 0.7)
@@ -195,7 +195,7 @@ class MTCNN:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """O-Net: final boxes (N, 4), scores (N,) and points (N, 5, 2)."""
         boxes_N4 = np.round(boxes_N4)
-        score_N, correction_N4, points_N10 = _in_batches(self.onet, _cut_out(image, boxes_N4, ONET_PX), (1, 4, 10))
+        score_N, correction_N4, points_N10 = _in_batches(self.onet, cut_out(image, boxes_N4, ONET_PX), (1, 4, 10))
         accepted = score_N[:, 0] > self.thresholds[2]
         boxes_N4, score_N, correction_N4 = boxes_N4[accepted], score_N[accepted, 0], correction_N4[accepted]
         size_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
@@ -247,7 +247,7 @@ def _square(boxes_N4: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([centre_N2 - half_N1, centre_N2 + half_N1], axis=1)
 
 
-def _cut_out(image: UInt8Array, boxes_N4: NDArray[np.float64], size: int) -> UInt8Array:
+def cut_out(image: UInt8Array, boxes_N4: NDArray[np.float64], size: int) -> UInt8Array:
     """(N, size, size, 3) uint8: whole boxes cut out and resized, black outside the photograph."""
     height, width = image.shape[:2]
     pieces = np.zeros((len(boxes_N4), size, size, 3), dtype=np.uint8)
@@ -289,7 +289,7 @@ def _in_batches(network: nn.Module, pieces: UInt8Array, widths: tuple[int, ...])
 
 
 def _flatten(x: torch.Tensor) -> torch.Tensor:
-    # The dense layers were trained in Caffe's column-major order: columns outermost, then rows, then channels.
+    # The authors' column-major order: columns outermost, then rows, then channels.
     return x.permute(0, 3, 2, 1).flatten(1)
 
 

@@ -154,7 +154,7 @@ def crop(image: UInt8Array, points: ArrayLike, size: int = ARCFACE_SIZE) -> UInt
 
 
 def pose(points_52: ArrayLike) -> tuple[float, float, float]:
-    """Head pose from five points: (yaw, pitch, roll) in radians, about +-0.1 for real faces.
+    """Head pose from five points: (yaw, pitch, roll) in radians; rough, because every head is taken for the mean one.
 
     Fits `POSE_MODEL` under weak perspective: the two rows of the least squares affine camera, made orthonormal, are
     the first two rows of the rotation R = Rz(roll) Ry(yaw) Rx(pitch). Yaw > 0: the face turns to the viewer's right.
