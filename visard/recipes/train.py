@@ -137,14 +137,10 @@ def _override(recipe: Recipe, overrides: list[str]) -> Recipe:
 
 
 def _first_sentence(box: str) -> str:
-    """What tyro's frame of several lines says first."""
-    inside = [line.strip("│ ").rstrip() for line in box.splitlines() if line.startswith("│")]
-    sentence = []
-    for line in inside:
-        if not line or re.fullmatch("─+", line):
-            break
-        sentence.append(line)
-    return " ".join(sentence) or " ".join(box.split())
+    """What tyro's frame says under its title; without UTF-8 the frame is drawn in other characters."""
+    parts = [" ".join(re.sub("[│|╭╮╰╯]", " ", part).split()) for part in re.split("[─-]{4,}", box)]
+    said = [part for part in parts if part]
+    return said[1] if len(said) > 1 else " ".join(box.split())
 
 
 def _apply(recipe: Recipe, shortcuts: argparse.Namespace) -> Recipe:

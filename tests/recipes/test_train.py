@@ -1,0 +1,255 @@
+"""`visard train`: recipes by name and file, overrides, mistakes in one line, and whole runs through the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.training.conftest import PaintedFaces, assert_same_bits, weights_of
+from tests.training.processes import ROOT
+from visard.cli import main
+from visard.config import Recipe
+from visard.errors import UserError
+from visard.recipes import RECIPES, load_recipe
+from visard.recipes.train import parse
+
+RECIPE_FILE = '''
+from dataclasses import replace
+from pathlib import Path
+from visard.config import *
+
+def tiny():
+    """Four blocks at 16 px."""
+    return Recipe(
+        name="tiny",
+        data=DataConfig(source="", size=16),
+        backbone=IResNetConfig(blocks=(1, 1, 1, 1), width=4, embedding_dim=16, input_size=16),
+        head=HeadConfig(margin=MarginConfig(m2=0.2, scale=16.0)),
+        optim=OptimConfig(lr=0.05),
+        schedule=ScheduleConfig(epochs=2, warmup_epochs=0.5),
+        run=RunConfig(batch_global=8, log_every=4, tensorboard=False, device="cpu", val_pairs=20),
+    )
+
+def nothing():
+    return 3
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny.py, and painted faces as folders of PNG files: faces/ to train on, others/ to validate on."""
+    root = tmp_path_factory.mktemp("work")
+    (root / "tiny.py").write_text(RECIPE_FILE)
+    for name, faces in (("faces", PaintedFaces()), ("others", PaintedFaces(first=50))):
+        for index, image_id in enumerate(faces.ids):
+            path = root / name / image_id
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), np.ascontiguousarray(faces.image(index)[:, :, ::-1]))
+    return root
+
+
+@pytest.fixture
+def work(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A fresh working directory that sees the files."""
+    for name in ("tiny.py", "faces", "others"):
+        (tmp_path / name).symlink_to(folder / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def recipe_of(*arguments: str) -> Recipe:
+    request = parse(list(arguments))
+    assert request is not None
+    return request.recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_has_a_name_a_line_and_its_own_run(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.run.out == Path("runs") / name
+
+
+def test_recipe_from_a_file(work: Path) -> None:
+    assert recipe_of("tiny.py:tiny", "--data", "faces").backbone.width == 4
+
+
+def test_overrides_and_shortcuts() -> None:
+    recipe = recipe_of(
+        *("rendered_tiny", "--optim.lr", "0.3", "--backbone.blocks", "1", "2", "1", "1", "--data.resize"),
+        *("--val", "a", "b::pairs.txt", "--out", "runs/x", "--data", "faces", "--epochs", "1.5", "--device", "cpu"),
+        *("--head.margin.m2", "0.1", "--run.no-tensorboard", "--schedule.kind", "multistep"),
+        *("--schedule.milestones", "1", "1.25"),
+    )
+    assert recipe.optim.lr == 0.3
+    assert recipe.backbone.blocks == (1, 2, 1, 1)
+    assert recipe.data.resize
+    assert recipe.data.source == "faces"
+    assert recipe.run.val == ("a", "b::pairs.txt")
+    assert recipe.run.out == Path("runs/x")
+    assert not recipe.run.tensorboard
+    assert recipe.head.margin.m2 == 0.1
+    assert (recipe.schedule.epochs, recipe.schedule.milestones) == (1.5, (1.0, 1.25))
+    assert recipe.optim.momentum == load_recipe("rendered_tiny").optim.momentum
+
+
+def test_dry_run_prints_the_recipe_and_needs_no_torch() -> None:
+    code = (
+        "import sys; from visard.cli import main;"
+        "code = main(['train', 'rendered_tiny', '--dry-run', '--epochs', '3']);"
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["schedule"]["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no_such"], "recipe 'no_such' is unknown; known are quickstart, "),
+        (["no_such.py:f"], "no_such.py: there is no such file"),
+        (["tiny.py:absent"], "tiny.py: has no function 'absent'"),
+        (["tiny.py:nothing"], "tiny.py:nothing: returned int, a recipe function returns"),
+        (["rendered_tiny", "--optim.rate", "1"], "unknown option '--optim.rate'"),
+        (["rendered_tiny", "stray"], "unknown option 'stray'"),
+        (
+            ["rendered_tiny", "--optim.lr", "fast"],
+            "Error parsing --optim.lr: could not convert string to float: 'fast'",
+        ),
+        (["rendered_tiny", "--optim.lr", "-1"], "optim.lr is -1.0; it must be above 0"),
+        (["rendered_tiny", "--epochs", "many"], "argument --epochs: invalid float value: 'many'"),
+        (["rendered_tiny", "--device", "tpu"], "command line: device: 'tpu' is not one of 'auto', 'cuda'"),
+        (["rendered_tiny", "--data.size", "64"], "backbone.input_size 56 and data.size 64 differ"),
+        (["rendered_tiny", "--init", "nowhere"], "nowhere: not found; expected a run"),
+        (["rendered_tiny", "--data", "nowhere"], "nowhere: there is no such file or folder"),
+        (["rendered_tiny", "--val", "nowhere"], "nowhere: there is no such file or folder"),
+        (["tiny.py:tiny"], "tiny has no data of its own; name yours with --data"),
+        (["tiny.py:tiny", "--data", "faces", "--val", "others", "others"], "run.val: two sets have the same name"),
+        (["--resume", "nowhere"], "nowhere: no run there (recipe.json is missing)"),
+        ([], "name a recipe (quickstart, "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    arguments: list[str], message: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(work.rglob("*"))
+    assert main(["train", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"visard train: {message}"), shown.err
+    assert shown.err.count("\n") == 1
+    assert sorted(work.rglob("*")) == before
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    assert "visard train RECIPE" in capsys.readouterr().out
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main(["train", *arguments, "--json"]) == 0
+    value: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return value
+
+
+def test_a_run_with_validation_resumed_longer_and_used_to_start_another(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [f"person{i}/{a}.png person{j}/{b}.png {int(i == j)}" for i in range(6) for j in (i, (i + 1) % 6)
+             for a, b in ((0, 1), (2, 3))]  # fmt: skip
+    Path("pairs.txt").write_text("\n".join(pairs) + "\n")
+    done = answer(capsys, "tiny.py:tiny", "--data", "faces", "--out", "run", "--val", "others", "faces::pairs.txt")
+    assert done["run"] == "run"
+    assert done["last"] == "step_00000012"
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    val = [row for row in rows if row["kind"] == "val"]
+    assert [row["step"] for row in val] == [6, 12]
+    assert val[0]["score"] == pytest.approx((val[0]["others/accuracy"] + val[0]["faces/accuracy"]) / 2)
+
+    assert main(["train", "tiny.py:tiny", "--data", "faces", "--out", "run"]) == 2
+    assert "run holds a run already; go on with it by --resume run" in capsys.readouterr().err
+    assert main(["train", "rendered_tiny", "--resume", "run"]) == 2
+    assert "run is a run of tiny, not of rendered_tiny" in capsys.readouterr().err
+    assert main(["train", "--resume", "run", "--out", "elsewhere"]) == 2
+    assert "--out cannot be changed by --resume" in capsys.readouterr().err
+
+    assert answer(capsys, "--resume", "run", "--epochs", "3")["last"] == "step_00000018"
+    # The network of --init is taken with its size, whatever the recipe has.
+    started = answer(
+        capsys, "tiny.py:tiny", "--data", "faces", "--out", "second", "--init", "run", "--backbone.width", "8",
+        "--schedule.max-steps", "1",
+    )  # fmt: skip
+    assert started["last"] == "step_00000001"
+    assert json.loads(Path("second/recipe.json").read_text())["backbone"]["width"] == 4
+    assert "6 of 6 class centres from run" in Path("second/log.txt").read_text()
+
+
+def test_overfit_batch(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value = answer(capsys, "tiny.py:tiny", "--data", "faces", "--overfit-batch")
+    assert value["last_loss"] <= value["target"] == pytest.approx(0.1 * value["first_loss"])
+    assert main(["train", "tiny.py:tiny", "--data", "faces", "--overfit-batch", "--optim.lr", "1e-9"]) == 2
+    assert "overfit-batch: 8 images, loss " in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("runs").exists()
+
+
+def test_profile(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value = answer(capsys, "tiny.py:tiny", "--data", "faces", "--out", "run", "--profile")
+    assert sum(value["shares"].values()) == pytest.approx(1)
+    assert set(value["shares"]) == {"data", "forward", "backward", "optimizer"}
+    assert all(share > 0 for share in value["shares"].values())
+    assert value["images_per_second"] > 0
+    assert json.loads(Path(value["trace"]).read_text())["traceEvents"]
+    assert [p.name for p in Path("run").iterdir()] == ["profile"]
+
+
+def test_sigterm_to_the_command(work: Path) -> None:
+    """Exit code 143 and how to go on; the resumed run ends like one that was left alone."""
+    command = [sys.executable, "-m", "visard.cli", "train", "tiny.py:tiny", "--data", "faces", "--epochs", "40"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, "--out", "run"], stderr=subprocess.PIPE, text=True, env=environment)
+    log = Path("run/log.txt")
+    until = time.monotonic() + 60
+    while not (log.exists() and "step 4" in log.read_text()):
+        assert time.monotonic() < until
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "go on with: visard train --resume run" in errors.splitlines()[-1]
+    assert main(["train", "--resume", "run"]) == 0
+    assert main([*command[3:], "--out", "whole"]) == 0
+    assert_same_bits(weights_of(Path("run")), weights_of(Path("whole")))
+
+
+def test_torchrun(work: Path) -> None:
+    """The same command under torchrun: two processes, one answer."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"),
+            *("-m", "visard.cli", "train", "tiny.py:tiny", "--data", "faces", "--out", "run", "--val", "others"),
+            *("--epochs", "1", "--json"),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout) == {"run": "run", "best": "step_00000006", "last": "step_00000006"}
+    assert "6 steps of 8 images on 2 x cpu" in Path("run/log.txt").read_text()
+
+
+def test_shortcut_values_are_checked_like_fields() -> None:
+    with pytest.raises(UserError, match="is not one of"):
+        parse(["rendered_tiny", "--device", "quantum"])
