@@ -114,7 +114,7 @@ def test_pieces_are_cut_out_with_black_beyond_the_border() -> None:
 
 
 def see_bright_squares(detector: MTCNN) -> MTCNN:
-    """Replaces the networks: a face is a bright square in a dark rim of a quarter of its side, points at `CELL_POINTS`."""
+    """Replaces the networks: a face is a bright square in a dark rim of a quarter of its side."""
 
     def contrast(x: torch.Tensor, size: int, stride: int) -> torch.Tensor:
         grey, rim = (x.mean(dim=1, keepdim=True) + 1) / 2, size // 6

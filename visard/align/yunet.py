@@ -30,7 +30,7 @@ REPORTED_SCORE = 0.3
 """Least confidence that is reported at all."""
 
 CLOSE_PX = 128
-"""A face narrower than this in a shrunk photograph is looked at again closer up: the narrower, the rougher its points."""
+"""A face narrower than this in a shrunk photograph is looked at again closer up: small faces have rough points."""
 
 CLOSER_PX = 400
 """Side of the surroundings, twice the face, at the second look."""
@@ -96,6 +96,30 @@ class YuNet:
         if _overlap(box, face.box) < SAME_FACE_IOU:
             return face
         return Face(image=image, points=found.points + corner, score=found.score, box=box)
+
+    def _detect_at(self, image: UInt8Array, scale: float) -> list[Face]:
+        """Every face found in a copy of the photograph shrunk to `scale`, in pixels of the photograph."""
+        height, width = image.shape[:2]
+        new_width, new_height = max(round(width * scale), 1), max(round(height * scale), 1)
+        pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        if (new_width, new_height) != (width, height):
+            pixels = cv2.resize(pixels, (new_width, new_height), interpolation=cv2.INTER_AREA)
+        if self.fixed_px:
+            below, right = self.fixed_px - new_height, self.fixed_px - new_width
+            pixels = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+        self._network.setInputSize((pixels.shape[1], pixels.shape[0]))
+        _, rows = self._network.detect(pixels)
+        if rows is None:
+            return []
+        to_photo = np.array([width / new_width, height / new_height], dtype=np.float64)
+        faces = []
+        for row in np.asarray(rows, dtype=np.float64):
+            points = row[4:14].reshape(5, 2) * to_photo
+            box = np.concatenate([row[0:2] * to_photo, row[2:4] * to_photo])
+            faces.append(
+                Face(image=image, points=points.astype(np.float32), score=float(row[14]), box=box.astype(np.float32))
+            )
+        return faces
 
 
 def _overlap(a: Float32Array, b: Float32Array) -> float:
