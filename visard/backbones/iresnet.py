@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from visard.backbones.prelu import PReLU
 from visard.config import IResNetConfig
 
 NORM_EPS = 1e-5
@@ -26,7 +27,7 @@ class IResNet(nn.Module):
         map_size = -(-config.input_size // 16)
         self.conv1 = nn.Conv2d(3, config.width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(config.width, eps=NORM_EPS)
-        self.prelu = nn.PReLU(config.width)
+        self.prelu = PReLU(config.width)
         self.layer1 = _stage(config.width, widths[0], config.blocks[0])
         self.layer2 = _stage(widths[0], widths[1], config.blocks[1])
         self.layer3 = _stage(widths[1], widths[2], config.blocks[2])
@@ -57,7 +58,7 @@ class IResNetBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels_in, eps=NORM_EPS)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels, eps=NORM_EPS)
-        self.prelu = nn.PReLU(channels)
+        self.prelu = PReLU(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels, eps=NORM_EPS)
         self.downsample: nn.Module | None = None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from visard.backbones.iresnet import float32_embedding
+from visard.backbones.prelu import PReLU
 from visard.config import MobileFaceNetConfig
 
 EMBEDDING_NORM_EPS = 2e-5
@@ -29,7 +30,7 @@ class MobileFaceNet(nn.Module):
         map_size = -(-config.input_size // 16)
 
         def activation(channels: int) -> nn.Module:
-            return nn.PReLU(channels) if config.activation == "prelu" else nn.ReLU(inplace=True)
+            return PReLU(channels) if config.activation == "prelu" else nn.ReLU(inplace=True)
 
         def conv(channels_in: int, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
             return _conv(channels_in, channels, kernel, stride, groups, eps, activation)
