@@ -49,9 +49,7 @@ def main() -> int:
         f"TAR at FAR 1e-3 {found['tar@far=1e-3']:.4f}",
         "",
     )
-    print(
-        f"{PAIRS:,} pairs, {DIM} dimensions, {FOLDS} folds, {platform.machine()}; processor time, median of {rounds} rounds"
-    )
+    print(f"{PAIRS:,} pairs of {DIM} dimensions, {FOLDS} folds, {platform.machine()}; processor time, {rounds} rounds")
     for name, time_s, remark in zip(ways, np.median(seconds, axis=0), remarks, strict=True):
         print(f"{name:<24}{1e3 * time_s:9.1f} ms   {remark}")
     peer_ratio = float(np.median(seconds[:, 0] / seconds[:, 1]))

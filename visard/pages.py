@@ -227,7 +227,7 @@ h3 { font-size: 1rem; margin: 28px 0 8px; overflow-wrap: anywhere; }
 p { margin: 0 0 12px; max-width: 72ch; }
 .subtitle { color: var(--quiet); margin: 6px 0 0; }
 .scroll { overflow-x: auto; margin: 12px 0; }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; min-width: 50%; }
+table { border-collapse: collapse; font-size: 0.9rem; min-width: 50%; }
 th { text-align: left; font-weight: 600; color: var(--quiet); }
 th, td { padding: 6px 20px 6px 0; white-space: nowrap; vertical-align: baseline; border-bottom: 1px solid var(--line); }
 th:last-child, td:last-child { padding-right: 0; }
@@ -238,7 +238,8 @@ th.number, td.number { text-align: right; }
   background: var(--card); border: 1px solid var(--line); border-radius: 10px;
 }
 .tile .name, .tile .remark { font-size: 0.8rem; color: var(--quiet); }
-.tile .value { font-size: 1.6rem; font-weight: 600; letter-spacing: -0.02em; font-variant-numeric: tabular-nums; }
+.tile .value { font-size: 1.6rem; font-weight: 600; letter-spacing: -0.02em; white-space: nowrap; }
+table, .tile .value { font-variant-numeric: tabular-nums; }
 .grid { display: grid; gap: 20px; margin: 16px 0; }
 .grid { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
 .grid.small { grid-template-columns: repeat(auto-fill, minmax(144px, 1fr)); gap: 14px; }
@@ -259,6 +260,7 @@ pre { margin: 10px 0; overflow-x: auto; font: 0.8rem/1.5 ui-monospace, Menlo, Co
   main { padding: 24px 16px 60px; }
   h1 { font-size: 1.5rem; }
   .tiles { grid-template-columns: 1fr 1fr; }
+  th, td { padding-right: 12px; }
   .grid.small { grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)); }
 }
 @media print { figure, .tile { break-inside: avoid; } }

@@ -60,6 +60,7 @@ def roc(title: str, lines: Sequence[Line]) -> Html:
             lowest_x = min(lowest_x, float(x[shown].min()))
             lowest_y = min(lowest_y, float(y[shown].min()))
         axes.plot(x[shown], y[shown], **_style(place), drawstyle="steps-post", label=line.name)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.6g} %")
     axes.set_xscale("log")
     axes.set_xlim(min(lowest_x, 0.1), 1.0)
     margin = max((1.0 - lowest_y) * 0.08, 1e-3)
@@ -88,10 +89,11 @@ def score_histogram(title: str, genuine: Line, impostor: Line, threshold: float 
             xytext=(4, -10),
             textcoords="offset points",
             color=_QUIET,
-            fontsize=9,
+            fontsize=10.5,
         )
     axes.set_ylim(bottom=0)
-    _legend(axes, (genuine, impostor))
+    # Beside the title: inside, it would cover a class or the threshold, wherever these lie.
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.99), ncols=2, frameon=False, fontsize=11, labelcolor=_INK)
     return _svg(figure, title)
 
 
@@ -99,11 +101,13 @@ def _axes(title: str, x_name: str, y_name: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.0, 3.7), dpi=72, layout="constrained")
+    figure.patch.set_visible(False)  # the page's own ground shows through, light or dark
     axes = figure.subplots()
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=10)
-    axes.set_xlabel(x_name, color=_QUIET, fontsize=10)
-    axes.set_ylabel(y_name, color=_QUIET, fontsize=10)
-    axes.tick_params(colors=_QUIET, labelsize=9.5, length=0, which="both")
+    axes.patch.set_visible(False)
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=_INK, pad=10)
+    axes.set_xlabel(x_name, color=_QUIET, fontsize=11)
+    axes.set_ylabel(y_name, color=_QUIET, fontsize=11)
+    axes.tick_params(colors=_QUIET, labelsize=11, length=0, which="both")
     axes.grid(color=_LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
@@ -128,7 +132,7 @@ def _style(place: int) -> dict[str, Any]:
 
 def _legend(axes: Any, lines: Sequence[Line], place: str = "best") -> None:
     if len(lines) > 1:
-        axes.legend(loc=place, frameon=False, fontsize=9.5, labelcolor=_INK)
+        axes.legend(loc=place, frameon=False, fontsize=11, labelcolor=_INK)
 
 
 def _svg(figure: Any, title: str) -> Html:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 from visard.errors import UserError
 from visard.pages import Html, code, data_uri, details, escape, figure, grid, join, page, paragraph, section, tiles
@@ -49,7 +50,9 @@ def _tiles(runs: Sequence[RunRecord], results: Sequence[ResultRecord]) -> Html:
         result = results[0].result
         values = result.metrics
         remark = f"{result.counts.get('pairs', 0):,} pairs, flip {result.settings.get('flip', 'none')}"
-        shown.append(("verification accuracy", tables.accuracy_cell(result), remark))
+        if values.get("accuracy_std") is not None:
+            remark = f"± {100 * values['accuracy_std']:.2f} over folds, {remark}"
+        shown.append(("verification accuracy", tables.percent(values.get("accuracy")), remark))
         if values.get("eer") is not None:
             shown.append(("equal error rate", tables.percent(values["eer"]), f"AUC {values['auc']:.5f}"))
         strictest = [name for name, value in values.items() if name.startswith("tar@") and value is not None]
@@ -65,7 +68,7 @@ def _tiles(runs: Sequence[RunRecord], results: Sequence[ResultRecord]) -> Html:
             shown.append(("training loss", f"{last['loss']:.3f}", f"step {last['step']:,}, epoch {last['epoch']:.1f}"))
         rate = tables.middle_rate(run)
         if rate is not None:
-            shown.append(("training speed", f"{rate:,.0f} images/s", run.recipe.get("name", "")))
+            shown.append(("training speed", f"{rate:,.0f}", f"images a second, {run.recipe.get('name', '')}"))
     return tiles(shown)
 
 
@@ -133,8 +136,15 @@ def _pair(record: ResultRecord, example: dict[str, object]) -> Html:
     if not path.is_file():
         raise UserError(f"{path}: named by {record.path} but not there; evaluate again with --out")
     image = Html(f'<img src="{data_uri(path.read_bytes(), path.suffix)}" alt="" loading="lazy">')
-    names = join([example["left"], Html("<br>"), example["right"]])
-    return figure(image, Html(f"<b>{example['score']:+.3f}</b><br>{names}"))
+    left, right = (_short_id(str(example[side])) for side in ("left", "right"))
+    return figure(image, Html(f"<b>{example['score']:+.3f}</b><br>{left}<br>{right}"))
+
+
+def _short_id(image_id: str) -> Html:
+    """Without suffix, without a folder whose name the file repeats, and with places to break at."""
+    path = PurePosixPath(image_id)
+    shown = path.stem if path.stem.startswith(path.parent.name) and path.parent.name else str(path.with_suffix(""))
+    return Html(escape(shown).replace("_", "_<wbr>").replace("/", "/<wbr>"))
 
 
 def _recipes(runs: Sequence[RunRecord]) -> list[Html]:

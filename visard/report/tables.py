@@ -44,17 +44,23 @@ def metric_value(name: str, value: float | None) -> str:
     return f"{value:.5g}"
 
 
+def spread(mean: float, deviation: float) -> str:
+    """A rate with its deviation over folds."""
+    return f"{100 * mean:.2f} ± {100 * deviation:.2f} %"
+
+
 def accuracy_cell(result: Result) -> str:
     """Mean and deviation over folds."""
-    deviation = result.metrics.get("accuracy_std")
-    spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
-    value = result.metrics.get("accuracy")
-    return "–" if value is None else f"{100 * value:.2f}{spread} %"
+    value, deviation = result.metrics.get("accuracy"), result.metrics.get("accuracy_std")
+    if value is None:
+        return "–"
+    return percent(value) if deviation is None else spread(value, deviation)
 
 
 def summary_table(results: Sequence[ResultRecord]) -> Html:
-    """One line a result, a column for each FAR that any of them asked for."""
-    fars = list(dict.fromkeys(name for r in results for name in r.result.metrics if name.startswith("tar@")))
+    """One line a result, a column for each FAR at which any of them has an answer."""
+    answered = (name for r in results for name, value in r.result.metrics.items() if value is not None)
+    fars = list(dict.fromkeys(name for name in answered if name.startswith("tar@")))
     header = ["result", "accuracy", "EER", "AUC", *(metric_name(name) for name in fars), "pairs"]
     rows = []
     for record in results:
@@ -73,7 +79,7 @@ def metric_table(result: Result) -> Html:
         interval = result.intervals.get(name)
         between = "–" if interval is None else f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f} %"
         deviation = result.metrics.get(f"{name}_std")
-        shown = metric_value(name, value) + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+        shown = metric_value(name, value) if deviation is None or value is None else spread(value, deviation)
         threshold = result.metrics.get(name.replace("tar@", "threshold@")) if name.startswith("tar@") else None
         rows.append([metric_name(name), shown, between, "–" if threshold is None else f"{threshold:.4f}"])
     return table(["metric", "value", "95 % interval", "threshold"], rows)
