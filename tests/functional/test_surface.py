@@ -33,7 +33,7 @@ RIGHT, UP, FRONT = ([1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0])
         ((QUARTER, 0, 0), FRONT, RIGHT),
         ((0, QUARTER, 0), FRONT, UP),
         ((0, 0, QUARTER), UP, RIGHT),
-        ((QUARTER, QUARTER, 0), FRONT, RIGHT),
+        ((QUARTER, QUARTER, 0), FRONT, UP),
         ((QUARTER, 0, QUARTER), FRONT, [0.0, -1.0, 0.0]),
     ],
 )

@@ -83,6 +83,7 @@ class RenderedFaces:
         )
         self.size = size
         self.device = torch.device(device)
+        self._labels: NDArray[np.int64] | None = None
         self.identities: Sequence[str] = _Names(first_identity, identities)
         self.ids: Sequence[str] = _Names(first_identity, identities, images_per_identity)
 
@@ -91,8 +92,14 @@ class RenderedFaces:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """(N,) class number of every image, 0 to identities - 1."""
-        return np.repeat(np.arange(self.config.identities, dtype=np.int64), self.config.images_per_identity)
+        """(N,) class number of every image, 0 to identities - 1; made when first asked for."""
+        if self._labels is None:
+            self._labels = np.repeat(np.arange(self.config.identities, dtype=np.int64), self.config.images_per_identity)
+        return self._labels
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Worker processes make their own labels: eight bytes an image need not travel.
+        return {**self.__dict__, "_labels": None}
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """(S, S, 3) uint8 RGB."""

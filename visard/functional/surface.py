@@ -53,7 +53,8 @@ def rotation(angles_B3: Tensor) -> Tensor:
 
     Args:
         angles_B3: (B, 3), radians: yaw (positive: the face turns to the picture's right), pitch (positive: up),
-            roll (positive: clockwise in the picture); yaw is applied to the head first, roll last.
+            roll (positive: clockwise in the picture); pitch is applied to the head first, roll last, as in
+            `visard.functional.geometry.pose`.
 
     Returns:
         (B, 3, 3), to be applied to column vectors x right, y up, z towards the camera.
@@ -63,7 +64,7 @@ def rotation(angles_B3: Tensor) -> Tensor:
     yaw = torch.stack([cy, zero, sy, zero, one, zero, -sy, zero, cy], 1).view(-1, 3, 3)
     pitch = torch.stack([one, zero, zero, zero, cp, sp, zero, -sp, cp], 1).view(-1, 3, 3)
     roll = torch.stack([cr, sr, zero, -sr, cr, zero, zero, zero, one], 1).view(-1, 3, 3)
-    return roll @ pitch @ yaw
+    return roll @ yaw @ pitch
 
 
 def project(points_BV3: Tensor, distance_B: Tensor) -> tuple[Tensor, Tensor]:

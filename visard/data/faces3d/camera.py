@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate as resize
 
 from visard.data.faces3d.latents import Latents, bell
+from visard.data.faces3d.light import strength
 from visard.data.faces3d.noise import SENSOR_SIZE, sensor_noise
 from visard.data.faces3d.skin import hue
 
@@ -78,7 +79,10 @@ def develop(linear_B3HW: Tensor, latents: Latents, size: int, *, scale: float) -
 
     white = latents.uniform("white balance", -0.16, 0.16).float()
     gain = torch.stack([1 + 0.6 * white, torch.ones_like(white), 1 - 0.6 * white], 1)
-    gain = gain * torch.exp2(latents.uniform("exposure", -0.5, 0.6).float())[:, None]
+    # The camera meters the light, as cameras do, and is half right.
+    power, ambient = strength(latents)
+    metered = (0.85 / (ambient + 0.5 * power)) ** 0.6
+    gain = gain * (torch.exp2(latents.uniform("exposure", -0.45, 0.45)) * metered).float()[:, None]
     picture = (pixels * gain[:, :, None, None]).clamp_min(1e-5).sqrt()
     # A shoulder instead of a hard clip of the lights.
     picture = torch.minimum(picture, torch.tanh((picture - 0.8).clamp_min_(0).mul_(5)).mul_(0.2).add_(0.8))

@@ -126,8 +126,8 @@ def grow(latents: Latents, head_BRQ3: Tensor, hat_B: Tensor) -> Hair:
     short = (length <= 0).to(latents.dtype)
     sideburn = 26 - (24 + 22 * wide(latents.uniform("hair side"))) * torch.exp(-(((side - 66) / 7) ** 2)) * (length > -0.6)
     free_ear = sideburn * short + (1 - short) * (10 - 215 * length.clamp_min(0))
-    nape = torch.minimum(free_ear, torch.full_like(free_ear, -70.0))
-    behind = step(98, 116, side)
+    nape = torch.minimum(free_ear, torch.full_like(free_ear, -48.0))
+    behind = step(104, 124, side)
     bottom = free_ear * (1 - behind) + nape * behind
     corner = 60 + 5 * wide(latents.uniform("hair recess", -1, 1))
     aside = step(corner - 16, corner + 2, side)

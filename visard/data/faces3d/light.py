@@ -17,7 +17,7 @@ from visard.data.faces3d.anatomy import anatomy
 from visard.data.faces3d.latents import Latents
 from visard.functional.surface import grid_normals, grid_triangles, rasterise
 
-__all__ = ["Lamps", "Openness", "harmonics", "lamps", "openness", "shade"]
+__all__ = ["Lamps", "Openness", "harmonics", "lamps", "openness", "shade", "strength"]
 
 HARMONICS = 25
 # How many directions, and how large the pictures (pixels of 2 mm), by which the template's own shadows are found.
@@ -51,7 +51,7 @@ def lamps(latents: Latents, rotation_B33: Tensor) -> Lamps:
     camera[:, 2] = 1
     half = key + camera
     half = half / half.norm(dim=1, keepdim=True)
-    power, ambient = latents.uniform("light power", 0.35, 1.25), latents.uniform("ambient", 0.3, 0.85)
+    power, ambient = strength(latents)
     warm = _warmth(latents.uniform("light warm", -0.22, 0.3))
     sky_warm = _warmth(latents.uniform("ambient warm", -0.28, 0.22))
     slope = torch.stack(
@@ -142,6 +142,11 @@ def harmonics(direction_B3: Tensor) -> Tensor:
         x * z * (7 * zz - 3), (xx - yy) * (7 * zz - 1), x * z * (xx - 3 * yy), xx * (xx - 3 * yy) - yy * (3 * xx - yy),
     ]  # fmt: skip
     return torch.stack(terms, 1)
+
+
+def strength(latents: Latents) -> tuple[Tensor, Tensor]:
+    """(B,) power of the key lamp, (B,) of the light from all around."""
+    return latents.uniform("light power", 0.35, 1.25), latents.uniform("ambient", 0.3, 0.85)
 
 
 def shade(normal_BV3: Tensor, lamps_: Lamps, open_BV: Tensor | None, lit_BV: Tensor | None, gloss: float) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate as resize
 from visard.data.faces3d import camera, hair, head, light, skin, worn
 from visard.data.faces3d.anatomy import anatomy
 from visard.data.faces3d.latents import Latents
+from visard.functional.geometry import template as arcface_template
 from visard.functional.surface import (
     Raster,
     grid_normals,
@@ -34,7 +35,6 @@ __all__ = ["SUPERSAMPLE", "Drawn", "Rendering", "Stand", "draw", "move", "render
 
 # Raster pixels per crop pixel.
 SUPERSAMPLE = 1.25
-ARCFACE_112 = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 # The head turns about a point in the upper neck, mm.
 PIVOT = (0.0, -80.0, -10.0)
 VISIBLE_SLACK_MM = 4.0
@@ -240,7 +240,7 @@ def _take_picture(latents: Latents, points_BV3: Tensor, turn_V: Tensor, turns: t
 
 def _target(latents: Latents, size: int) -> Tensor:
     """(B, 5, 2) the template, moved, turned and scaled by what a detector would be wrong by."""
-    template = torch.tensor(ARCFACE_112, dtype=latents.dtype, device=latents.device) * (size / 112)
+    template = torch.from_numpy(arcface_template(size)).to(latents.dtype).to(latents.device)
     middle = template.mean(0)
     angle = latents.normal("tilt", 0.035)
     scale = torch.exp(latents.normal("scale", 0.03))

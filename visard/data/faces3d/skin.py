@@ -22,7 +22,7 @@ from visard.data.faces3d.noise import soft_noise
 
 __all__ = ["beard_thickness", "double", "hair_colour", "paint", "skin_colour"]
 
-_SKIN = ((244, 212, 195), (232, 192, 166), (214, 167, 134), (183, 132, 99), (139, 94, 68), (98, 64, 47), (68, 45, 35))
+_SKIN = ((231, 194, 174), (220, 178, 150), (205, 157, 124), (183, 132, 99), (139, 94, 68), (98, 64, 47), (68, 45, 35))
 _HAIR = ((20, 17, 17), (36, 27, 23), (62, 43, 32), (96, 66, 44), (140, 104, 66), (196, 162, 112), (150, 72, 38))
 _IRIS = ((58, 36, 22), (86, 56, 32), (104, 92, 52), (88, 110, 86), (92, 126, 150), (110, 122, 132))
 _MOLES = 7
@@ -312,9 +312,9 @@ def _paint_mouth(texture: Tensor, latents: Latents, skin_B3: Tensor, diffuse_B3R
 def _paint_clothes(texture: Tensor, latents: Latents, diffuse_B3RQ: Tensor) -> None:
     constants = _constants(latents.device)
     first = int(constants["clothes_row"])
-    line = latents.uniform("neckline", -176, -158).float()[:, None, None]
+    line = latents.uniform("neckline", -172, -156).float()[:, None, None]
     height, side = constants["clothes_height"], constants["clothes_side"]
-    amount = _soft(line - 14 * (1 - side) + 6 * side - height, 2.0)
+    amount = _soft(line - 9 * (1 - side) + 4 * side - height, 3.5)
     colour = hue(latents.uniform("clothes hue"), latents.uniform("clothes saturation") ** 2 * 0.8, latents.uniform("clothes light", 0.03, 0.8))
     patch = (slice(first, texture.shape[2]), slice(0, texture.shape[3]))
     _blend(texture[:, :, patch[0]], _light_on(diffuse_B3RQ, patch), colour.float()[:, :, None, None], amount)

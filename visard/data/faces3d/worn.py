@@ -88,18 +88,18 @@ def wear(latents: Latents, head_BRQ3: Tensor) -> Worn:
         return torch.where(there[:, None, None], points, points[:, :1] * 0)
 
     for sign in (-1.0, 1.0):
-        pieces.append(shut(torch.cat([outline(sign, thick, 0.5), outline(sign, 0.0, 0.5)], 1), worn))
+        pieces.append(shut(torch.cat([outline(sign, thick, 2.0), outline(sign, 0.0, 2.0)], 1), worn))
         colours.append(frame)
     for sign in (-1.0, 1.0):
         middle = outline(sign, 0.0, 0.0).mean(1, keepdim=True).expand(-1, AROUND, -1)
-        pieces.append(shut(torch.cat([outline(sign, 0.6, 0.0), middle], 1), sun))
+        pieces.append(shut(torch.cat([outline(sign, 0.3, 0.0), middle], 1), sun))
         colours.append(dark)
     inner = centre_x - wide
     s = torch.linspace(-1, 1, 5, dtype=latents.dtype, device=latents.device)[None]
     x = inner * s
     arc = centre_y + 4.5 - 2.5 * s * s
-    top = torch.stack([x, arc + 0.5 * thick + 0.6, (plane + 0.6).expand_as(x)], -1)
-    low = torch.stack([x, arc - 0.5 * thick - 0.6, (plane + 0.6).expand_as(x)], -1)
+    top = torch.stack([x, arc + 0.5 * thick + 0.6, (plane + 2.1).expand_as(x)], -1)
+    low = torch.stack([x, arc - 0.5 * thick - 0.6, (plane + 2.1).expand_as(x)], -1)
     pieces.append(shut(torch.cat([top, low], 1), worn))
     colours.append(frame)
     half = head_BRQ3[:, 40, :, 0].abs().amax(1)[:, None]
