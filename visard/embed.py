@@ -278,9 +278,9 @@ def _write_sidecars(directory: Path, embeddings: Embeddings) -> None:
     (directory / "spec.json").write_text(json.dumps(spec, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _load_array(path: Path, kind: type[np.generic], dimensions: int) -> np.ndarray:
+def _load_array(path: Path, kind: type[np.floating[Any]] | type[np.integer[Any]], dimensions: int) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise FormatError(path, f"is not a whole .npy array ({error}); make the embeddings again") from error
     if not np.issubdtype(array.dtype, kind) or array.ndim != dimensions:

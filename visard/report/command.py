@@ -44,7 +44,7 @@ def main(config: ReportConfig) -> Answer:
     """`visard report`."""
     *sources, out = config.paths
     runs, results = read_sources(sources)
-    title = config.title or ", ".join(record.name for record in [*runs, *results])
+    title = config.title or ", ".join([*(run.name for run in runs), *(result.name for result in results)])
     subtitle = f"visard {__version__} · {time.strftime('%d %B %Y, %H:%M')}"
     page = document(runs, results, title=title, subtitle=subtitle, machine=machine_text())
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -40,11 +40,13 @@ class Line:
 
 
 def curves(title: str, lines: Sequence[Line], *, x_name: str, y_name: str, markers: bool = False) -> Html:
-    """Lines over a linear axis: loss, learning rate, accuracy."""
+    """Lines over an axis that begins at 0: loss, learning rate, accuracy over epochs."""
     figure, axes = _axes(title, x_name, y_name)
     for place, line in enumerate(lines):
         x, y = _points(line)
-        axes.plot(x, y, **_style(place), marker="o" if markers else None, markersize=3.5, label=line.name)
+        shown = markers or len(x) == 1  # a single point is no line
+        axes.plot(x, y, **_style(place), marker="o" if shown else None, markersize=3.5, label=line.name)
+    axes.set_xlim(left=0)
     _legend(axes, lines)
     return _svg(figure, title)
 
@@ -99,6 +101,7 @@ def score_histogram(title: str, genuine: Line, impostor: Line, threshold: float 
 
 def _axes(title: str, x_name: str, y_name: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6.0, 3.7), dpi=72, layout="constrained")
     figure.patch.set_visible(False)  # the page's own ground shows through, light or dark
@@ -114,7 +117,7 @@ def _axes(title: str, x_name: str, y_name: str) -> tuple[Any, Any]:
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_LINE)
     axes.margins(x=0.02)
-    axes.xaxis.get_major_locator().set_params(steps=[1, 2, 5, 10])
+    axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10]))
     return figure, axes
 
 
@@ -143,7 +146,7 @@ def _svg(figure: Any, title: str) -> Html:
     # Text stays text, so that it takes the page's type and can be searched.
     # Its ids are made the figure's own, because one page holds many.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "visard", "font.sans-serif": ["DejaVu Sans"]}):
-        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})
+        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

@@ -44,31 +44,36 @@ def document(
 
 
 def _tiles(runs: Sequence[RunRecord], results: Sequence[ResultRecord]) -> Html:
-    """Of the first result and the first run: most reports have one of each."""
+    """Of the first result and the first run: most reports have one of each. Where there are several, they are named."""
     shown: list[tuple[str, str, str]] = []
+    of_result = f" of {results[0].name}" if len(results) > 1 else ""
+    of_run = f" of {runs[0].name}" if len(runs) > 1 else ""
     if results:
         result = results[0].result
         values = result.metrics
         remark = f"{result.counts.get('pairs', 0):,} pairs, flip {result.settings.get('flip', 'none')}"
-        if values.get("accuracy_std") is not None:
-            remark = f"± {100 * values['accuracy_std']:.2f} over folds, {remark}"
-        shown.append(("verification accuracy", tables.percent(values.get("accuracy")), remark))
+        deviation = values.get("accuracy_std")
+        if deviation is not None:
+            remark = f"± {100 * deviation:.2f} over folds, {remark}"
+        shown.append((f"verification accuracy{of_result}", tables.percent(values.get("accuracy")), remark))
         if values.get("eer") is not None:
-            shown.append(("equal error rate", tables.percent(values["eer"]), f"AUC {values['auc']:.5f}"))
+            shown.append((f"equal error rate{of_result}", tables.percent(values["eer"]), f"AUC {values['auc']:.5f}"))
         strictest = [name for name, value in values.items() if name.startswith("tar@") and value is not None]
         if strictest:
             name = strictest[-1]
             low, high = result.intervals[name]
             interval = f"95 %: {100 * low:.1f} to {100 * high:.1f} %"
-            shown.append((tables.metric_name(name), tables.percent(values[name]), interval))
+            shown.append((tables.metric_name(name) + of_result, tables.percent(values[name]), interval))
     if runs:
         run = runs[0]
         if run.train:
             last = run.train[-1]
-            shown.append(("training loss", f"{last['loss']:.3f}", f"step {last['step']:,}, epoch {last['epoch']:.1f}"))
+            shown.append(
+                (f"training loss{of_run}", f"{last['loss']:.3f}", f"step {last['step']:,}, epoch {last['epoch']:.1f}")
+            )
         rate = tables.middle_rate(run)
         if rate is not None:
-            shown.append(("training speed", f"{rate:,.0f}", f"images a second, {run.recipe.get('name', '')}"))
+            shown.append((f"training speed{of_run}", f"{rate:,.0f}", f"images a second, {run.recipe.get('name', '')}"))
     return tiles(shown)
 
 
@@ -92,7 +97,8 @@ def _training_figures(runs: Sequence[RunRecord]) -> list[Html]:
             label = name if len(runs) == 1 else f"{run.name}: {name}"
             accuracies.append(Line(label, [r["epoch"] for r in rows], [100 * r[f"{name}/accuracy"] for r in rows]))
     if accuracies:
-        picture = figures.curves("Pair accuracy", accuracies, x_name="epoch", y_name="accuracy, %", markers=True)
+        title = "Pair accuracy" if len(accuracies) > 1 else f"Pair accuracy on {accuracies[0].name}"
+        picture = figures.curves(title, accuracies, x_name="epoch", y_name="accuracy, %", markers=True)
         drawn.insert(1, figure(picture))
     return drawn
 
