@@ -91,6 +91,8 @@ def test_prepared(prepared: Path) -> None:
     assert list(data.identities) == ["p0", "p1", "p2"]
     assert data.points(0) is None
     assert (data.points(3) == points_of(3)).all()
+    expected = np.stack([points_of(3), np.full((5, 2), np.nan, np.float32), points_of(1)])
+    np.testing.assert_array_equal(data.all_points(np.array([3, 0, 1])), expected)
     check(open_dataset(prepared / "train.rec"))
 
 
@@ -213,6 +215,14 @@ def test_points_scale_as_opencv_scales_pixels() -> None:
     np.testing.assert_allclose(scale_points(np.array([[14.5, 8.5]], np.float32), 0.5), [[x, y]])
 
 
+def test_rendered() -> None:
+    data = open_dataset("rendered:3x2,seed=4,first=10", size=32)
+    assert (len(data), data.size, data.labels.tolist()) == (6, 32, [0, 0, 1, 1, 2, 2])
+    other = open_dataset("rendered:1x2,seed=4,first=11", size=32)
+    assert list(other.ids) == list(data.ids[2:4])
+    assert (other.image(1) == data.image(3)).all()
+
+
 @pytest.mark.parametrize(
     "source", ["rendered:", "rendered:5", "rendered:0x3", "rendered:axb", "rendered:5x3,seeds=1", "rendered:5x3,seed=x"]
 )
@@ -306,7 +316,7 @@ def test_flipped_bits_give_a_crop_or_an_error(resize: bool, bits: list[int]) -> 
 @given(data=st.one_of(st.binary(max_size=80), st.binary(max_size=80).map(lambda b: b"\xff\xd8\xff" + b)))
 def test_random_bytes_are_no_image(data: bytes) -> None:
     with pytest.raises(FormatError):
-        image_size(data, "a.jpg")
+        decode(data, S, True, "a.jpg")
 
 
 def test_a_huge_image_is_refused_before_it_is_decoded() -> None:

@@ -63,8 +63,6 @@ class Lines(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"line {index} of {len(self)}")
-        index = int(index) % len(self)
-        start = int(self._ends[index - 1]) + 1 if index else 0
-        return self._text[start : int(self._ends[index])].decode("utf-8", "surrogateescape")
+        end = self._ends[index]  # IndexError beyond the last one
+        start = 0 if index in (0, -len(self._ends)) else self._ends[index - 1] + 1
+        return self._text[start:end].decode("utf-8", "surrogateescape")

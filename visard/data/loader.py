@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from visard.config import DataConfig
-from visard.data.dataset import BatchedDataset, FaceDataset
+from visard.data.dataset import BatchedDataset, BatchedPoints, FaceDataset
 from visard.data.sampler import EpochSampler
 from visard.data.transforms import Augment, Sample, SampleRandom, mirror_points
 from visard.errors import UserError
@@ -111,6 +111,8 @@ class _BatchMaker(Dataset[dict[str, Any]]):
 
     def __init__(self, dataset: FaceDataset, seed: int, flip_probability: float, augment: Augment | None) -> None:
         self._dataset, self._seed, self._flip_probability, self._augment = dataset, seed, flip_probability, augment
+        self._labels: Int64Array | None = None  # asked for once in each process: some data sets compute them
+        self._random = SampleRandom(seed, 0)
 
     def __getitem__(self, task: _Task) -> dict[str, Any]:
         try:
@@ -120,9 +122,13 @@ class _BatchMaker(Dataset[dict[str, Any]]):
 
     def _make(self, epoch: int, indices: Int64Array) -> dict[str, Any]:
         dataset = self._dataset
-        ids = tuple(dataset.ids[int(i)] for i in indices)
-        labels = dataset.labels[indices]
-        random = SampleRandom(self._seed, epoch)
+        ids = tuple(dataset.ids[i] for i in indices.tolist())
+        if self._labels is None:
+            self._labels = dataset.labels
+        labels = self._labels[indices]
+        if self._random.epoch != epoch:
+            self._random = SampleRandom(self._seed, epoch)
+        random = self._random
         flipped = random.flips(ids, self._flip_probability)
         images = _images(dataset, indices, flipped)
         points = _points(dataset, indices)
@@ -160,25 +166,27 @@ def _images(dataset: FaceDataset, indices: Int64Array, flipped: NDArray[np.bool_
     """(B, S, S, 3) uint8, mirrored where `flipped`."""
     if isinstance(dataset, BatchedDataset):
         images = dataset.images(indices)
-        for i in np.flatnonzero(flipped):
-            images[i] = images[i, :, ::-1].copy()
+        for row in np.flatnonzero(flipped):
+            images[row] = images[row, :, ::-1].copy()
         return images
     images = np.empty((len(indices), dataset.size, dataset.size, 3), np.uint8)
+    mirrored = np.empty(
+        images.shape[1:], np.uint8
+    )  # stays in the cache: mirroring straight into the batch takes longer
     for i, index in enumerate(indices.tolist()):
         image = dataset.image(index)
-        if flipped[i]:
-            cv2.flip(image, 1, dst=images[i])
-        else:
-            images[i] = image
+        images[i] = cv2.flip(image, 1, dst=mirrored) if flipped[i] else image
     return images
 
 
 def _points(dataset: FaceDataset, indices: Int64Array) -> Float32Array | None:
     """(B, 5, 2) float32 with NaN for an image without landmarks; None if no image has any."""
-    found = [dataset.points(int(i)) for i in indices]
-    if all(p is None for p in found):
-        return None
-    return np.stack([_MISSING if p is None else p for p in found])
+    if isinstance(dataset, BatchedPoints):
+        points = dataset.all_points(indices)
+    else:
+        found = [dataset.points(i) for i in indices.tolist()]
+        points = np.array([_MISSING if p is None else p for p in found], np.float32).reshape(-1, 5, 2)
+    return None if np.isnan(points).all() else points
 
 
 def _given(points: Float32Array | None, i: int) -> Float32Array | None:

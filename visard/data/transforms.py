@@ -59,6 +59,7 @@ class SampleRandom:
     """
 
     def __init__(self, seed: int, epoch: int) -> None:
+        self.epoch = epoch
         self._base = stream_base(seed, epoch)
         self._bits = np.random.Philox(key=0)
         self._generator = np.random.Generator(self._bits)
