@@ -212,7 +212,8 @@ def _download(weights: Weights, path: Path) -> None:
             f"{path} cannot be written ({error.strerror or error}); choose another folder with --to"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def _by_hand(path: Path) -> str:

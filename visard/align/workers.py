@@ -8,6 +8,7 @@ workers outlive a killed parent.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -54,7 +55,8 @@ def _run_apart(make_task: Callable[[], Task], items: Iterable[Any], processes: i
         for _ in range(processes):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, make_task), daemon=True)
-            process.start()
+            with _ctrl_c_waits():
+                process.start()
             theirs.close()
             workers[ours] = process
         while workers:
@@ -77,6 +79,19 @@ def _run_apart(make_task: Callable[[], Task], items: Iterable[Any], processes: i
         for process in workers.values():
             process.kill()
             process.join()
+
+
+@contextlib.contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Holds Ctrl-C back. A process started inside inherits that, so it is not hit before it has learnt to ignore it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _obituary(process: Any) -> str:
