@@ -193,7 +193,7 @@ def rasterise(screen_BV2: Tensor, depth_BV: Tensor, triangles_T3: Tensor, height
     snapped_2BV = (screen_BV2.clamp(-limit, limit) * SUBPIXEL).round().to(torch.float32).permute(2, 0, 1).contiguous()
     depth_BV = depth_BV.to(torch.float32).clamp_min(0)
     corners = triangles_T3.T.reshape(-1)
-    # One picture's arrays stay in a core's cache; a GPU wants all at once.
+    # A few pictures' arrays stay in a core's cache and pay for the calls; a GPU wants all at once.
     some = len(depth_BV) if depth_BV.is_cuda else 4
     parts = [
         _rasterise(snapped_2BV[:, start : start + some], depth_BV[start : start + some], corners, height, width)

@@ -101,8 +101,11 @@ def reduce(linear_B3HW: Tensor, blur_B: Tensor, size: int, scale: float) -> Tens
     Args:
         blur_B: (B,) int64, which of `BLURS` blurs.
     """
-    weights = _blurs(linear_B3HW.shape[2], size, scale, linear_B3HW.device)[blur_B][:, None]
-    return (weights @ linear_B3HW) @ weights.transpose(2, 3)
+    batch, channels, height, width = linear_B3HW.shape
+    weights = _blurs(height, size, scale, linear_B3HW.device)[blur_B]
+    across = linear_B3HW.reshape(batch, channels * height, width) @ weights.transpose(1, 2)
+    down = weights @ across.view(batch, channels, height, size).transpose(1, 2).reshape(batch, height, channels * size)
+    return down.view(batch, size, channels, size).transpose(1, 2)
 
 
 @lru_cache(maxsize=8)
