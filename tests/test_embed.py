@@ -110,7 +110,7 @@ def test_a_written_directory_is_read_back_mapped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("calls", [0, 1, 3, 4])
 def test_an_interrupted_run_goes_on_where_it_stopped(
-    tmp_path: Path, calls: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, calls: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(embed, "JOURNAL_SECONDS", 0.0)
     crops, out = Crops(), tmp_path / "e"
@@ -120,6 +120,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     rest = StopsAfter(5 - calls)
     found = embed_to_directory(Embedder(SPEC, rest), crops, out, "none", 5, "abc")
     assert rest.left == 0, "batches were embedded again"
+    said = f"going on after {5 * calls} of 23 images"
+    assert (said in capsys.readouterr().err) == (calls > 0)
     np.testing.assert_allclose(found.vectors, expected(crops), rtol=1e-6)
     assert [p.name for p in tmp_path.iterdir()] == ["e"]
 

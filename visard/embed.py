@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from visard.console import Answer, progress
+from visard.console import Answer, progress, say
 from visard.data.dataset import BatchedDataset, FaceDataset, open_dataset
 from visard.errors import FormatError, UserError
 from visard.records import Embeddings, Float32Array, ModelSpec
@@ -129,8 +129,9 @@ def embed_to_directory(
     fresh = done == 0
     vectors = np.lib.format.open_memmap(path, "w+" if fresh else "r+", np.float32, shape if fresh else None)
     _write_journal(partial, key, done)
-    with progress("embedding", len(dataset)) as bar:
-        bar.advance(done)
+    if done:
+        say(f"{partial}: going on after {done:,} of {len(dataset):,} images")
+    with progress("embedding", len(dataset) - done) as bar:
         written = time.monotonic()
         for start, block in _blocks(embedder, dataset, flip, batch_size, done):
             vectors[start : start + len(block)] = block
