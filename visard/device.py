@@ -19,7 +19,7 @@ MatmulSetting = Literal["auto", "highest", "high", "medium"]
 
 # A bf16 product is off by about 4e-3 of the result, TF32 by 5e-4, float32 by 2e-7 to 4e-7 (512 summands).
 FLOAT32_RELATIVE_ERROR = 1e-6
-# Between what was seen: 2.0 on Zen 5, 1.15 on another EPYC. Near either, noise would choose the run's last bits.
+# Between what was seen: 2.0 on a Zen 5, 1.15 on a Zen 4. Near either, noise would choose the run's last bits.
 WORTHWHILE_SPEEDUP = 1.4
 
 
@@ -72,9 +72,9 @@ def choose_float32_matmul(setting: MatmulSetting = "auto") -> str:
 def keep_freed_memory() -> bool:
     """Makes this process keep the memory of freed tensors for the next ones, as CUDA's allocator does.
 
-    By default glibc returns every large buffer to the system at once, and the kernel zeroes its pages anew for the next:
-    8 to 60 % of the time of an IResNet-50 step on a CPU, by machine (benchmarks/train_step.py). Equal to starting the
-    process with MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ set.
+    By default glibc returns every large buffer to the system at once, and the kernel zeroes its pages anew for the
+    next one: 9 to 37 % of an IResNet-50 step on a CPU, by machine (benchmarks/results/train_step.md). Equal to
+    starting the process with MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ set.
 
     Returns:
         Whether it took effect: only with glibc (Linux), elsewhere nothing is changed.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -234,3 +237,15 @@ def test_multiply_adds_by_hand() -> None:
     )
     assert count_macs(module, 10) == 8 * 25 * 27 + 8 * 9 * 18 + 360
     assert count_parameters(module) == (27 + 1) * 8 + (18 + 1) * 8 + 73 * 5
+
+
+def test_the_documented_table_is_the_codes() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "networks.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| `(\w+)\((.*)\)` \| ([\d.]+) M \| ([\d.]+) G \|$", text, re.MULTILINE)
+    assert len(rows) == len(TABLE)
+    for (name, kind, arguments, parameters_m, macs_g), (config, parameters, macs) in zip(
+        rows, TABLE.values(), strict=True
+    ):
+        fields = {key: ast.literal_eval(value) for key, value in re.findall(r"(\w+)=(\([^)]*\)|[^,]+)", arguments)}
+        assert {"IResNetConfig": IResNetConfig, "MobileFaceNetConfig": MobileFaceNetConfig}[kind](**fields) == config
+        assert (parameters_m, macs_g) == (f"{parameters / 1e6:.2f}", f"{macs / 1e9:.2f}"), name
