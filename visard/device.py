@@ -86,7 +86,7 @@ def keep_freed_memory() -> bool:
         return False
     # Parameters of <malloc.h>: never map a buffer by itself, never shrink the heap, and grow it 64 MB at a time.
     mmap_max, trim_threshold, top_pad = -4, -1, -2
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 2**26))
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, -1) and mallopt(top_pad, 2**26))
 
 
 @functools.cache
