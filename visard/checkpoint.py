@@ -224,7 +224,7 @@ def _discard(path: Path) -> None:
 def _sync(path: Path) -> None:
     """Forces a file, or all files below a directory, to the disk: a rename must not overtake its content."""
     for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
-        with open(file, "rb") as handle:
+        with open(file, "rb+") as handle:  # Windows flushes only what may be written
             os.fsync(handle.fileno())
 
 

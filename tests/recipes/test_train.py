@@ -50,7 +50,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tiny.py, and painted faces as folders of PNG files: faces/ to train on, others/ to validate on."""
     root = tmp_path_factory.mktemp("work")
     (root / "tiny.py").write_text(RECIPE_FILE)
-    for name, faces in (("faces", PaintedFaces()), ("others", PaintedFaces(first=50))):
+    for name, faces in (
+        ("faces", PaintedFaces()),
+        ("others", PaintedFaces(first=50, identities=tuple(f"other{i}" for i in range(6)))),
+    ):
         for index, image_id in enumerate(faces.ids):
             path = root / name / image_id
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +187,13 @@ def test_a_run_with_validation_resumed_longer_and_used_to_start_another(
     assert main(["train", "--resume", "run", "--out", "elsewhere"]) == 2
     assert "--out cannot be changed by --resume" in capsys.readouterr().err
 
-    assert answer(capsys, "--resume", "run", "--epochs", "3")["last"] == "step_00000018"
+    assert main(["train", "--resume", "run", "--epochs", "3", "--optim.lr", "0.01", "--data", "others"]) == 2
+    assert "was trained on other identities" in capsys.readouterr().err
+    assert json.loads(Path("run/recipe.json").read_text())["data"]["source"] == "faces"
+    assert main(["train", "--resume", "run", "--epochs", "3", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "changed since the run was started: schedule.epochs 2.0 -> 3.0" in shown.err
+    assert json.loads(shown.out)["last"] == "step_00000018"
     # The network of --init is taken with its size, whatever the recipe has.
     started = answer(
         capsys, "tiny.py:tiny", "--data", "faces", "--out", "second", "--init", "run", "--backbone.width", "8",

@@ -91,8 +91,11 @@ def parse(arguments: list[str]) -> Request | None:
         for option in ("out", "init"):
             if getattr(shortcuts, option) is not None:
                 raise UserError(f"--{option} cannot be changed by --resume; start a new run to change it")
-    recipe = _override(recipe, overrides)
-    recipe = _apply(recipe, shortcuts)
+    saved = recipe
+    recipe = _apply(_override(recipe, overrides), shortcuts)
+    if shortcuts.resume is not None:
+        for change in _changes(to_dict(replace(saved, run=replace(saved.run, out=recipe.run.out))), to_dict(recipe)):
+            say(f"changed since the run was started: {change}")
     return Request(recipe, shortcuts.resume is not None, shortcuts.dry_run, shortcuts.overfit_batch, shortcuts.profile)
 
 
@@ -165,6 +168,17 @@ def _apply(recipe: Recipe, shortcuts: argparse.Namespace) -> Recipe:
     if recipe.run.init and shortcuts.resume is None:
         recipe = _shape_of(recipe, Path(recipe.run.init))
     return recipe
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Fields that differ, as "section.field old -> new"."""
+    found = []
+    for key in new:
+        if isinstance(new[key], dict) and isinstance(old.get(key), dict):
+            found += _changes(old[key], new[key], f"{prefix}{key}.")
+        elif new[key] != old.get(key):
+            found.append(f"{prefix}{key} {old.get(key)} -> {new[key]}")
+    return found
 
 
 def _shape_of(recipe: Recipe, model: Path) -> Recipe:

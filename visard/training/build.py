@@ -16,7 +16,7 @@ from torch import nn
 
 from visard import checkpoint, dist
 from visard.backbones import build
-from visard.config import Recipe, to_dict
+from visard.config import Recipe
 from visard.data.dataset import FaceDataset
 from visard.data.loader import Loader
 from visard.data.sampler import EpochSampler
@@ -189,9 +189,3 @@ def _take_centres(path: Path, head: Head, identities: Sequence[str]) -> str:
 def _numbered(identities: Sequence[str]) -> bool:
     """Whether the names are 0, 1, 2 ...: what a bare .rec file has, where 7 in two files is not the same person."""
     return len(identities) > 0 and all(name == str(row) for row, name in enumerate(identities))
-
-
-def recipe_json(recipe: Recipe) -> dict[str, object]:
-    """The recipe as it is kept in the run."""
-    values: dict[str, object] = to_dict(recipe)
-    return values

@@ -12,18 +12,19 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from visard import checkpoint, dist
 from visard.checkpoint import CHECKPOINTS
-from visard.config import Recipe
+from visard.config import Recipe, to_dict
 from visard.console import Progress, progress
 from visard.data.dataset import FaceDataset
 from visard.data.transforms import Augment
 from visard.device import choose_device
 from visard.errors import Interrupted, UserError
 from visard.runtime import Embedder, embedder_of
-from visard.training.build import Parts, build_parts, numerics, recipe_json
+from visard.training.build import Parts, build_parts, numerics
 from visard.training.interrupt import Interrupt, listening
 from visard.training.logs import Meters, RunLog, Stopwatch
 from visard.training.parallel import share_buffers
@@ -62,12 +63,13 @@ def train(
     run = recipe.run.out
     device = process_device(recipe)
     dist.init(device)
-    newest = open_run(run, recipe, resume=resume)
+    newest = find_start(run, resume=resume)
     parts = build_parts(recipe, dataset, device, augment=augment, resume=newest is not None)
     meters = Meters()
     if newest is not None:
         parts = load_parts(parts, newest, meters)
     state = parts.state
+    write_recipe(run, recipe)
     total = total_steps(recipe.schedule, len(parts.loader))
     show = progress(f"train {recipe.name}", total, "steps", quiet=not dist.is_main(), done=state.step)
     with (
@@ -244,7 +246,7 @@ def announce(parts: Parts, log: RunLog, total: int, source: Path | None) -> None
         log.note(f"going on after step {state.step} from {source}")
 
 
-def process_device(recipe: Recipe) -> Any:
+def process_device(recipe: Recipe) -> torch.device:
     """The device of this process: under torchrun each has its own GPU of the machine."""
     device = choose_device(recipe.run.device)
     if device.type == "cuda" and device.index is None:
@@ -252,11 +254,8 @@ def process_device(recipe: Recipe) -> Any:
     return device
 
 
-def open_run(run: Path, recipe: Recipe, *, resume: bool) -> Path | None:
-    """Makes or takes up the run directory. Every process calls it; rank 0 writes.
-
-    Returns:
-        The checkpoint to go on from, None to begin.
+def find_start(run: Path, *, resume: bool) -> Path | None:
+    """The checkpoint to go on from, None to begin; what a kill left in the run is tidied away. Every process calls it.
 
     Raises:
         UserError: there is a run already and it is not to be resumed.
@@ -269,11 +268,15 @@ def open_run(run: Path, recipe: Recipe, *, resume: bool) -> Path | None:
     newest = dist.broadcast_object(newest)
     if newest is not None and not resume:
         raise UserError(f"{run} holds a run already; go on with it by --resume {run}, or name another --out")
+    return newest
+
+
+def write_recipe(run: Path, recipe: Recipe) -> None:
+    """Makes the run directory with its recipe.json, once everything that could be wrong with it has been tried."""
     if dist.is_main():
         (run / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         path = run / "recipe.json"
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(recipe_json(recipe), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(to_dict(recipe), indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     dist.barrier()
-    return newest
