@@ -1,4 +1,4 @@
-"""`visard prepare` killed at random and at every rename, resumed: the bytes of an undisturbed run, nobody left behind."""
+"""`visard prepare` killed at random and at every rename, resumed: the same bytes as undisturbed, nobody left behind."""
 
 from __future__ import annotations
 
