@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 quickstart: install
-	$(BIN)/python -m visard.recipes.quickstart
+	$(BIN)/python -m visard.quickstart
 
 test: install
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2

@@ -24,6 +24,7 @@ FLOORS = {
     "training": 4, "protocols": 4, "deploy": 4, "cleaning": 4,
     "report": 5, "search": 5, "recipes": 5,
     "cli": 6,
+    "quickstart": 7,
 }  # fmt: skip
 STRANGERS = {"data", "masks", "backbones", "heads"}
 DISTRIBUTED = {"dist", "heads", "checkpoint", "embed", "training"}
