@@ -7,6 +7,8 @@ seed, epoch, step, rank, world size) alone: not from the number of workers, nor 
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.context
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -67,6 +69,7 @@ class Loader:
                 batch_size=None,
                 sampler=_Tasks(sampler),
                 num_workers=config.workers,
+                multiprocessing_context=_processes_context(),
                 collate_fn=_as_it_is,
                 worker_init_fn=_start_worker,
                 persistent_workers=True,
@@ -221,3 +224,15 @@ def _as_it_is(fields: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(1)
+
+
+def _processes_context() -> multiprocessing.context.BaseContext:
+    """How workers are started: never by forking this process, whose threads (OpenMP, the prefetch) may hold locks.
+
+    Forking it was seen to hang for ever once torch had computed in it. The fork server imports torch once for all.
+    """
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload([__name__])
+    return context
