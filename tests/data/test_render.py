@@ -1,4 +1,6 @@
-"""`visard render`: what lies on disk is what the data set shows; interrupted work leaves nothing half-written and goes on."""
+"""`visard render`: what lies on disk is what the data set shows; interrupted work leaves nothing half-written and goes
+on.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +151,17 @@ def test_impossible_settings_are_named(tmp_path, settings, message):
 
 
 def test_command_line(tmp_path, capsys):
-    arguments = ["render", str(tmp_path / "out"), "--identities", "2", "--images-per-identity", "1", "--size", "32", "--json"]
+    arguments = [
+        "render",
+        str(tmp_path / "out"),
+        "--identities",
+        "2",
+        "--images-per-identity",
+        "1",
+        "--size",
+        "32",
+        "--json",
+    ]
     assert command(arguments) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 2
     assert command(arguments) == 2

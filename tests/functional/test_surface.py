@@ -1,4 +1,6 @@
-"""Turning, projecting and rasterising against directions known by hand and against testing every triangle at every pixel."""
+"""Turning, projecting and rasterising against directions known by hand and against testing every triangle at every
+pixel.
+"""
 
 from __future__ import annotations
 
@@ -153,7 +155,9 @@ def test_nearer_hides_farther_and_backs_are_not_drawn():
 
 
 def test_nothing_outside_the_picture_and_nothing_at_nan():
-    screen = torch.tensor([[[100.0, 100], [120, 100], [100, 120]], [[0, 0], [torch.nan, 0], [0, 9]]], dtype=torch.float64)
+    screen = torch.tensor(
+        [[[100.0, 100], [120, 100], [100, 120]], [[0, 0], [torch.nan, 0], [0, 9]]], dtype=torch.float64
+    )
     raster = rasterise(screen, torch.full((2, 3), 100.0), torch.tensor([[0, 1, 2]]), 10, 10)
     assert (raster.triangle == -1).all()
     assert torch.isinf(raster.depth).all()

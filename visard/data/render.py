@@ -1,7 +1,7 @@
 """`visard render OUT`: rendered faces to disk, as a prepared data set, as a folder of crops, or as photographs.
 
-In: how many people and images, a seed. Out: OUT, complete or not at all. Records are written anew after an interruption; a
-folder goes on with the images that are missing.
+In: how many people and images, a seed. Out: OUT, complete or not at all. Records are written anew after an
+interruption; a folder goes on with the images that are missing.
 
     records        a prepared data set: what `visard prepare` writes, with the true landmarks
     folder         OUT/<identity>/<image>.jpg and OUT/points.csv (id, x and y of the five landmarks in pixels)
@@ -68,7 +68,9 @@ class RenderConfig:
         _check(self.workers >= 0, f"workers is {self.workers}; use 0 or more")
         _check(32 <= self.photograph_size <= 1600, f"photograph_size is {self.photograph_size} px; use 32 to 1600")
         _check(min(self.strangers, self.empty) >= 0, "strangers and empty are shares; use 0 to 1")
-        _check(self.strangers + self.empty <= 1, "strangers and empty together exceed all photographs; make them smaller")
+        _check(
+            self.strangers + self.empty <= 1, "strangers and empty together exceed all photographs; make them smaller"
+        )
         for name, least in (("identities", 1), ("images_per_identity", 1), ("first_identity", 0), ("seed", 0)):
             value = getattr(self, name)
             _check(value >= least, f"{name} is {value}; use {least} or more")
@@ -89,7 +91,13 @@ def main(config: RenderConfig) -> Answer:
         _write_records(config, images)
     else:
         _write_folder(config, images)
-    value = {"out": str(config.out), "kind": kind, "identities": config.identities, "images": images, "seed": config.seed}
+    value = {
+        "out": str(config.out),
+        "kind": kind,
+        "identities": config.identities,
+        "images": images,
+        "seed": config.seed,
+    }
     return Answer(value, f"{config.out}: {images:,} images of {config.identities:,} people ({kind})")
 
 

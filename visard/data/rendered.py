@@ -1,7 +1,8 @@
 """Rendered faces as a data set: any number of people of clay, nothing on disk. The project's embedded default data.
 
-In: how many identities and images, a seed, the crop size. Out: aligned crops with identity, image id, landmarks, pose and the
-surface itself. Image i of identity j is a pure function of (seed, j, i): the same for ever, in any order, batch or rank.
+In: how many identities and images, a seed, the crop size. Out: aligned crops with identity, image id, landmarks,
+pose and the surface itself. Image i of identity j is a pure function of (seed, j, i): the same for ever, in any
+order, batch or rank.
 
 Shapes: B images a batch, N images in the data set, S crop size in pixels.
 """
@@ -43,7 +44,13 @@ class RenderedConfig:
     """Number of the first identity; training and evaluation take ranges that do not overlap."""
 
     def __post_init__(self) -> None:
-        for name, least in (("identities", 1), ("images_per_identity", 1), ("first_identity", 0), ("seed", 0), ("size", 16)):
+        for name, least in (
+            ("identities", 1),
+            ("images_per_identity", 1),
+            ("first_identity", 0),
+            ("seed", 0),
+            ("size", 16),
+        ):
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"rendered faces: {name} is {value}; use {least} or more")
@@ -124,7 +131,9 @@ class RenderedFaces:
         columns: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts]) for name in vars(parts[0])}
         return Rendering(**columns)
 
-    def photographs(self, indices: Sequence[int] | NDArray[np.int64], size: int = 256, *, faces: int = 1) -> Photographs:
+    def photographs(
+        self, indices: Sequence[int] | NDArray[np.int64], size: int = 256, *, faces: int = 1
+    ) -> Photographs:
         """The same people in photographs that are not aligned.
 
         Args:
@@ -155,7 +164,8 @@ class RenderedFaces:
 
 
 class _Names(Sequence[str]):
-    """Names of identities ("0000007") or, with images, of their images ("0000007/0003"): a million without a million strings."""
+    """Names of identities ("0000007") or, with images, of their images ("0000007/0003"): a million without a
+    million strings."""
 
     def __init__(self, first: int, identities: int, images: int | None = None) -> None:
         self._first, self._identities, self._images = first, identities, images

@@ -1,10 +1,10 @@
 """Surfaces in pictures: turn, project, rasterise and sample triangle meshes, for a whole batch at once.
 
-In: vertices (millimetres; x right, y up, z towards the camera), fixed triangles. Out: pixels that know which point of the
-surface they show. Pure torch functions, no state; the same on every device.
+In: vertices (millimetres; x right, y up, z towards the camera), fixed triangles. Out: pixels that know which point
+of the surface they show. Pure torch functions, no state; the same on every device.
 
-Shapes: B batch, V vertices, T triangles, K points, H, W raster size, C attributes, R, Q rows and columns of a vertex grid.
-Screen points are x, y with (0, 0) at the centre of the top left pixel; depth grows away from the camera.
+Shapes: B batch, V vertices, T triangles, K points, H, W raster size, C attributes, R, Q rows and columns of a vertex
+grid. Screen points are x, y with (0, 0) at the centre of the top left pixel; depth grows away from the camera.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = [
     "similarity",
 ]
 
-# Screen positions are snapped to this fraction of a pixel. Edge functions are then integers below 2^24, exact in float32,
-# so that every device takes the same decision for every pixel and neighbouring triangles leave no crack.
+# Screen positions are snapped to this fraction of a pixel. Edge functions are then integers below 2^24, exact in
+# float32, so that every device takes the same decision for every pixel and neighbouring triangles leave no crack.
 SUBPIXEL = 16
 # A bound that never binds, and a slope so small that it takes a negative edge out of every picture.
 FAR, ALMOST_LEVEL = 2.0**16, 2.0**-13
@@ -75,7 +75,8 @@ def project(points_BV3: Tensor, distance_B: Tensor) -> tuple[Tensor, Tensor]:
         distance_B: (B,), millimetres from the camera to the origin; large = orthographic.
 
     Returns:
-        screen (B, V, 2): x right, y down, "millimetres at the centre's distance"; depth (B, V): millimetres from the camera.
+        screen (B, V, 2): x right, y down, "millimetres at the centre's distance"; depth (B, V): millimetres from
+        the camera.
     """
     x, y, z = points_BV3.unbind(-1)
     depth = distance_B[:, None] - z
@@ -246,9 +247,10 @@ def _rasterise(
     span_c = spread(area) - span_a - span_b
     first, last = torch.zeros_like(span_a), spread(right - left)
     for value, slope in ((span_a, a_x), (span_b, b_x), (span_c, -(a_x + b_x))):
-        # value + x * slope >= 0 bounds x from below where the slope is positive and from above where it is negative; FAR
-        # lifts the bound that does not apply. The quotient of such small integers is whole only if it divides evenly.
-        # A level edge counts as rising by almost nothing: no bound if the value is >= 0, an empty span if it is negative.
+        # value + x * slope >= 0 bounds x from below where the slope is positive and from above where it is negative;
+        # FAR lifts the bound that does not apply. The quotient of such small integers is whole only if it divides
+        # evenly. A level edge counts as rising by almost nothing: no bound if the value is >= 0, an empty span if it is
+        # negative.
         level = (slope == 0).to(torch.float32)
         crossing = value / spread(-(slope + level * ALMOST_LEVEL))
         first = torch.maximum(first, crossing.ceil() - spread((slope < 0).to(torch.float32) * FAR))
@@ -263,8 +265,8 @@ def _rasterise(
     span_z = spread(z_0) + y_f * spread(z_y) + first * span_zx
     depth = (span_z.index_select(0, span) + x * span_zx.index_select(0, span)).clamp_min_(0)
     pixel = (start.index_select(0, span) + x).long()
-    # Nearest first, then the earlier triangle; the winner's own number comes back out of the key. The bits of a positive
-    # float32 sort like its value.
+    # Nearest first, then the earlier triangle; the winner's own number comes back out of the key. The bits of a
+    # positive float32 sort like its value.
     bits = max(len(pixel), 1).bit_length()
     key = (depth.view(torch.int32).long() << bits) | torch.arange(len(pixel), device=device)
     infinite = torch.tensor(torch.inf).view(torch.int32).item()
@@ -290,7 +292,8 @@ def _rasterise(
 
 
 def _expand(count_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers 0..N-1, each as often as its count, and which repetition each is; int32, which is faster than int64 here."""
+    """Numbers 0..N-1, each as often as its count, and which repetition each is; int32, which is faster than int64
+    here."""
     owner = torch.repeat_interleave(count_N)
     start = count_N.cumsum(0, dtype=torch.int32) - count_N
     number = torch.arange(len(owner), dtype=torch.int32, device=count_N.device)

@@ -1,18 +1,17 @@
 """The head that all heads are made from: a grid of vertices, and the ways in which people and moments differ from it.
 
-In: nothing. Out: constants, made once: the template (millimetres; x right in the picture, y up, z to the front, origin
-between the eyes' height and the ears), displacement fields of identity, age and expression, landmark places.
+In: nothing. Out: constants, made once: the template (millimetres; x right in the picture, y up, z to the front,
+origin between the eyes' height and the ears), displacement fields of identity, age and expression, landmark places.
 
-The head is a grid: rows run from the crown over face and neck to the chest, columns around it from ear to ear, dense where
-eyes, nose and lips are. Numbers are those of adult anthropometry (Farkas, "Anthropometry of the Head and Face", 1994),
-rounded; nothing is measured from anybody.
+The head is a grid: rows run from the crown over face and neck to the chest, columns around it from ear to ear, dense
+where eyes, nose and lips are. Numbers are those of adult anthropometry (Farkas, "Anthropometry of the Head and
+Face", 1994), rounded; nothing is measured from anybody.
 
 Shapes: R rows, Q columns, M modes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,7 +20,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# y: half width, reach to the front, reach to the back. The face without nose, lips and eyes; cut by the jaw further down.
+# y: half width, reach to the front, reach to the back. The face without nose, lips and eyes; cut by the jaw further
+# down.
 _SKULL = (
     (115, 0, 0, 0), (113.5, 17, 20, 26), (110, 32, 36, 47), (104, 45, 50, 64), (95, 56, 63, 78), (80, 66, 76, 91),
     (62, 72, 85.5, 99), (45, 74.5, 91, 102), (25, 74.5, 93, 103), (10, 73, 91.5, 102), (-5, 71, 89.5, 99),
@@ -29,14 +29,26 @@ _SKULL = (
     (-100, 45.5, 89.5, 77), (-115, 38, 85, 77), (-140, 32, 78, 77), (-330, 32, 70, 77),
 )  # fmt: skip
 _NECK = (
-    (115, 50, 44, 76), (-60, 50, 40, 76), (-120, 50, 37, 75), (-142, 52, 36, 76), (-156, 59, 39, 78), (-168, 82, 46, 82),
+    (115, 50, 44, 76), (-60, 50, 40, 76), (-120, 50, 37, 75), (-142, 52, 36, 76), (-156, 59, 39, 78), (-168, 82,
+    46, 82),
     (-180, 122, 58, 90), (-195, 165, 76, 98), (-215, 192, 94, 104), (-245, 205, 108, 110), (-330, 212, 118, 115),
 )  # fmt: skip
 # Angle from the front: height of the lower edge of jaw and skull.
-_JAW = ((0, -114), (15, -113), (32, -107), (48, -97), (62, -85), (74, -72), (84, -56), (95, -46), (120, -46), (165, -52))
+_JAW = (
+    (0, -114),
+    (15, -113),
+    (32, -107),
+    (48, -97),
+    (62, -85),
+    (74, -72),
+    (84, -56),
+    (95, -46),
+    (120, -46),
+    (165, -52),
+)
 _ROW_SPACING = (
     (115, 5), (95, 7.5), (60, 6), (34, 4.4), (26, 2.6), (10, 1.9), (-9, 2.1), (-16, 3.6), (-30, 2.9), (-38, 2.1),
-    (-52, 2.4), (-58, 2.3), (-80, 3), (-90, 4.2), (-112, 4.5), (-125, 7), (-150, 5), (-182, 5), (-200, 20), (-330, 60),
+    (-52, 2.4), (-58, 2.3), (-80, 3), (-90, 4.2), (-112, 4.5), (-125, 7), (-150, 5), (-182, 5), (-200, 20), (-330, 110),
 )  # fmt: skip
 COLUMNS = 77
 STOMION = -67.0
@@ -74,15 +86,7 @@ class Anatomy:
 
     def place(self, points_K2: Array) -> Array:
         """(K, 2) template x, y in front -> (K, 2) fractional row and column on the grid."""
-        rows = np.interp(-points_K2[:, 1], -self.height, np.arange(len(self.height)))
-        low = np.clip(rows.astype(int), 0, len(self.height) - 2)
-        columns = np.empty(len(rows))
-        front = np.abs(self.angle) <= 90
-        numbers = np.arange(len(self.angle))[front]
-        for k, (x, row, part) in enumerate(zip(points_K2[:, 0], low, rows - low, strict=True)):
-            line = self.flat[row, front, 0] * (1 - part) + self.flat[row + 1, front, 0] * part
-            columns[k] = np.interp(x, line, numbers)
-        return np.stack([rows, columns], 1)
+        return _place(points_K2, self.angle, self.height, self.flat)
 
 
 @lru_cache(maxsize=1)
@@ -93,7 +97,9 @@ def anatomy() -> Anatomy:
     flat = base[..., :2].copy()
     template = base + _features(flat, _front(angle))
     shape, names = _shape_modes(template, flat, _front(angle))
-    result = Anatomy(
+    half = MOUTH_HALF_WIDTH
+    five = np.array([(-EYE_X, EYE_Y), (EYE_X, EYE_Y), (0, -38.5), (-half, STOMION), (half, STOMION)], float)
+    return Anatomy(
         angle=angle,
         height=height,
         template=template,
@@ -102,14 +108,9 @@ def anatomy() -> Anatomy:
         shape_names=names,
         expression=_expressions(template, flat, _front(angle)),
         turn=smoothstep(-165.0, -112.0, height),
-        dense=np.zeros((68, 2)),
-        five=np.zeros((5, 2)),
+        dense=_place(_dense_places(), angle, height, flat),
+        five=_place(five, angle, height, flat),
     )
-    half = MOUTH_HALF_WIDTH
-    five = np.array([(-EYE_X, EYE_Y), (EYE_X, EYE_Y), (0, -38.5), (-half, STOMION), (half, STOMION)], float)
-    object.__setattr__(result, "five", result.place(five))
-    object.__setattr__(result, "dense", result.place(_dense_places()))
-    return result
 
 
 def smoothstep(low: float, high: float, value: Array) -> Array:
@@ -127,6 +128,18 @@ def blob(flat: Array, x: float, y: float, wide: float, tall: float) -> Array:
     return right + np.exp(-0.5 * (((flat[..., 0] + x) / wide) ** 2 + vertical))
 
 
+def _place(points_K2: Array, angle: Array, height: Array, flat: Array) -> Array:
+    rows = np.interp(-points_K2[:, 1], -height, np.arange(len(height)))
+    low = np.clip(rows.astype(int), 0, len(height) - 2)
+    columns = np.empty(len(rows))
+    front = np.abs(angle) <= 90
+    numbers = np.arange(len(angle))[front]
+    for k, (x, row, part) in enumerate(zip(points_K2[:, 0], low, rows - low, strict=True)):
+        line = flat[row, front, 0] * (1 - part) + flat[row + 1, front, 0] * part
+        columns[k] = np.interp(x, line, numbers)
+    return np.stack([rows, columns], 1)
+
+
 def _angles() -> Array:
     # Three quarters of the columns within 50 degrees of the front.
     t = np.linspace(-1, 1, COLUMNS)
@@ -136,7 +149,7 @@ def _angles() -> Array:
 def _heights() -> Array:
     table = np.array(_ROW_SPACING)
     rows = [115.0]
-    while rows[-1] > -330:
+    while rows[-1] > -560:
         rows.append(rows[-1] - float(np.interp(-rows[-1], -table[:, 0], table[:, 1])))
     height = np.array(rows)
     # Three rows lie at the line between the lips, so that the mouth can open along it.
@@ -145,7 +158,8 @@ def _heights() -> Array:
 
 
 def _curve(table: tuple[tuple[float, ...], ...], at: Array) -> Array:
-    """Smooth interpolation (cubic Hermite, slopes from neighbours) of the columns of a table sorted by its first column."""
+    """Smooth interpolation (cubic Hermite, slopes from neighbours) of the columns of a table sorted by its first
+    column."""
     rows = np.array(sorted(table), float)
     x, y = rows[:, 0], rows[:, 1:]
     slope = np.gradient(y, x, axis=0)
@@ -212,8 +226,10 @@ def _features(flat: Array, front: Array) -> Array:
 
 
 def _nose(x: Array, y: Array) -> Array:
-    profile = ((16, 0, 7.5), (9, 1.2, 7.2), (3, 3.2, 6.6), (-5, 7.2, 6.8), (-15, 12.6, 7.8), (-25, 18, 9.4), (-31, 21.8, 10.8),
-               (-36, 24.2, 11.8), (-40, 24.4, 12), (-43.5, 21, 11.5), (-46.5, 13, 10), (-49.5, 5.5, 8.5), (-53, 1.2, 7), (-60, 0, 7))  # fmt: skip
+    profile = ((16, 0, 7.5), (9, 1.2, 7.2), (3, 3.2, 6.6), (-5, 7.2, 6.8), (-15, 12.6, 7.8), (-25, 18, 9.4), (-31,
+    21.8, 10.8),
+               (-36, 24.2, 11.8), (-40, 24.4, 12), (-43.5, 21, 11.5), (-46.5, 13, 10), (-49.5, 5.5, 8.5), (-53,
+               1.2, 7), (-60, 0, 7))  # fmt: skip
     reach, half = np.moveaxis(_curve(profile, y), -1, 0)
     reach = np.where((y > 14) | (y < -60), 0, np.maximum(reach, 0))
     ridge = reach * np.exp(-(np.abs(x / np.maximum(half, 5)) ** 2.1))
@@ -300,7 +316,8 @@ def _shape_modes(template: Array, flat: Array, front: Array) -> tuple[Array, tup
         "lopsided eyes": push(dy=0.8 * np.tanh(x / 15) * at(31, 4, 18, 16)),
     }
     # Nameless differences: soft bumps spread over the face, the rest of what makes a face one's own.
-    places = [(0, 50), (24, 36), (52, 30), (14, 22), (40, 16), (20, -16), (55, -8), (30, -34), (48, -38), (22, -58), (36, -74),
+    places = [(0, 50), (24, 36), (52, 30), (14, 22), (40, 16), (20, -16), (55, -8), (30, -34), (48, -38), (22,
+    -58), (36, -74),
               (12, -90), (30, -96), (56, -64), (0, -24), (0, -58)]  # fmt: skip
     for number, (px, py) in enumerate(places):
         modes[f"bump {number}"] = swell(1.5 * at(px, py, 9, 9) * face)
@@ -338,7 +355,14 @@ def _expressions(template: Array, flat: Array, front: Array) -> dict[str, Array]
     pucker = push(dx=-side * 5.0 * at(24, -67, 12, 10), dz=4.5 * at(0, -67, 16, 11))
     brows_up = push(dy=5.0 * at(28, 18, 20, 9) + 2.0 * at(0, 34, 40, 12))
     brows_down = push(dy=-3.2 * at(18, 16, 14, 8), dx=-side * 1.5 * at(14, 16, 9, 8), dz=1.2 * at(14, 15, 10, 7))
-    return {"open": open_mouth, "smile": smile, "frown": frown, "pucker": pucker, "brows up": brows_up, "brows down": brows_down}
+    return {
+        "open": open_mouth,
+        "smile": smile,
+        "frown": frown,
+        "pucker": pucker,
+        "brows up": brows_up,
+        "brows down": brows_down,
+    }
 
 
 def _fade(value: Array, end: float, width: float) -> Array:
@@ -350,7 +374,17 @@ def _dense_places() -> Array:
     jaw = [(-71, -8), (-69.5, -28), (-66.5, -47), (-61, -66), (-52, -84), (-41, -97), (-28, -107), (-14, -112.5)]
     brow = [(-48, 17), (-40, 21.5), (-31, 22.5), (-22, 20.5), (-13, 16.5)]
     eye = [(-45.5, 0.5), (-36.5, 5.0), (-26, 4.8), (-17, -1.5), (-26, -4.6), (-36.5, -4.6)]
-    mouth = [(-25, -67), (-16, -62.5), (-6, -59.5), (0, -61), (-7.5, -77), (-16, -74), (-21, -67), (-8, -66.3), (-8, -67.7)]
+    mouth = [
+        (-25, -67),
+        (-16, -62.5),
+        (-6, -59.5),
+        (0, -61),
+        (-7.5, -77),
+        (-16, -74),
+        (-21, -67),
+        (-8, -66.3),
+        (-8, -67.7),
+    ]
 
     def mirror(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
         return [(-px, py) for px, py in points]

@@ -37,26 +37,36 @@ def backdrop(latents: Latents, height: int, width: int) -> Tensor:
     coarse = coarse.mean(1, keepdim=True) * 0.9 + coarse * 0.45
     kind = latents.uniform("background kind").float()[:, None, None, None]
     rows, columns = -(-height // 4), -(-width // 4)
-    soft, hard, slow = (_stretch(n, rows, columns, k, latents.device) for n, k in ((_FINE, 2), (_FINE, 0), (_COARSE, 2)))
+    soft, hard, slow = (
+        _stretch(n, rows, columns, k, latents.device) for n, k in ((_FINE, 2), (_FINE, 0), (_COARSE, 2))
+    )
     fine = fine * (kind > 0.25)
     picture = 0.7 * slow[0] @ coarse @ slow[1] + 0.5 * soft[0] @ (fine * (kind <= 0.8)) @ soft[1]
     picture = picture + 0.5 * hard[0] @ (fine * (kind > 0.8)) @ hard[1]
     tone = hue(
-        latents.uniform("background hue"), latents.uniform("vignette") ** 2 * 0.5, latents.uniform("background light", 0.08, 0.95)
+        latents.uniform("background hue"),
+        latents.uniform("vignette") ** 2 * 0.5,
+        latents.uniform("background light", 0.08, 0.95),
     )
     contrast = latents.uniform("background contrast", 0.02, 0.3).float()[:, None, None, None]
     small = (picture * contrast + tone.float().sqrt()[:, :, None, None]).clamp_(0, 1).square_()
     # What lies behind the head is out of focus: a quarter of the resolution is enough.
-    down, across = _stretch(rows, height, width, 1, latents.device)[0], _stretch(columns, height, width, 1, latents.device)[1]
+    down, across = (
+        _stretch(rows, height, width, 1, latents.device)[0],
+        _stretch(columns, height, width, 1, latents.device)[1],
+    )
     return down @ small @ across
 
 
 @lru_cache(maxsize=32)
 def _stretch(places: int, height: int, width: int, order: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Matrices (height, places) and (places, width) that stretch a small grid: order 0 in blocks, 1 linearly, 2 smoothly."""
+    """Matrices (height, places) and (places, width) that stretch a small grid: order 0 in blocks, 1 linearly, 2
+    smoothly."""
 
     def matrix(size: int) -> Tensor:
-        at = torch.linspace(0, places - 1, size, dtype=torch.float64)[:, None] - torch.arange(places, dtype=torch.float64)
+        at = torch.linspace(0, places - 1, size, dtype=torch.float64)[:, None] - torch.arange(
+            places, dtype=torch.float64
+        )
         if order == 0:
             return (at.round() == 0).float().to(device)
         near = (1 - at.abs()).clamp_min(0)
@@ -86,10 +96,12 @@ def develop(linear_B3HW: Tensor, latents: Latents, size: int, *, scale: float) -
     picture = (pixels * gain[:, :, None, None]).clamp_min(1e-5).sqrt()
     # A shoulder instead of a hard clip of the lights.
     picture = torch.minimum(picture, torch.tanh((picture - 0.8).clamp_min_(0).mul_(5)).mul_(0.2).add_(0.8))
-    grey = (picture * torch.tensor([0.299, 0.587, 0.114], device=picture.device)[None, :, None, None]).sum(1, keepdim=True)
-    saturation = w(latents.uniform("saturation", 0.55, 1.15) * (latents.uniform("vignette") > 0.04))
-    picture = grey + (picture - grey) * saturation
-    picture = 0.45 + (picture - 0.45) * w(latents.uniform("contrast", 0.8, 1.15))
+    # Less colour and less or more contrast are one matrix.
+    saturation = w(latents.uniform("saturation", 0.55, 1.15) * (latents.uniform("vignette") > 0.04))[..., 0]
+    contrast = w(latents.uniform("contrast", 0.8, 1.15))
+    grey = torch.tensor([[0.299, 0.587, 0.114]], device=picture.device).expand(3, 3)
+    matrix = contrast[..., 0] * (grey + saturation * (torch.eye(3, device=picture.device) - grey))
+    picture = (matrix @ picture.flatten(2)).view_as(picture) + (0.45 * (1 - contrast))
     picture = picture + _noise(latents, size, picture.device)
     quality = latents.uniform("quality", 30, 97).float()
     return jpeg(picture * 255, quality).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
@@ -132,10 +144,13 @@ def _noise(latents: Latents, size: int, device: torch.device) -> Tensor:
 
 
 # ITU T.81, Annex K.1: the usual tables of steps for brightness and colour.
-_LUMA = (16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87,
-         80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92,
+_LUMA = (16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17,
+22, 29, 51, 87,
+         80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120,
+         101, 72, 92,
          95, 98, 112, 100, 103, 99)  # fmt: skip
-_CHROMA = (17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99, 24, 26, 56, 99, 99, 99, 99, 99, 47, 66, 99, 99, 99, 99,
+_CHROMA = (17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99, 24, 26, 56, 99, 99, 99, 99, 99, 47, 66,
+99, 99, 99, 99,
            99, 99) + (99,) * 32  # fmt: skip
 # Half the width, in steps, of the ramp that replaces each jump of the quantiser: rounding stays within 2 grey levels of
 # itself when its input moves in the last digits, as it does between devices.
@@ -145,7 +160,8 @@ RAMP = 0.04
 def jpeg(picture_B3SS: Tensor, quality_B: Tensor) -> Tensor:
     """What JPEG at this quality leaves of a picture: 4:2:0 colour, 8 x 8 cosine transform, quantised.
 
-    Equals encoding and decoding (without the final rounding) but for the narrow ramp between two steps of the quantiser.
+    Equals encoding and decoding (without the final rounding) but for the narrow ramp between two steps of the
+    quantiser.
     Source: ITU T.81; quality to table as in the Independent JPEG Group's library.
 
     Args:
@@ -166,12 +182,13 @@ def jpeg(picture_B3SS: Tensor, quality_B: Tensor) -> Tensor:
     def round_trip(plane: Tensor, table: tuple[int, ...]) -> Tensor:
         side = plane.shape[-1]
         cosines = _cosines(side, plane.device)
-        steps = (torch.tensor(table, device=plane.device).view(8, 8) * factor[:, None, None] + 0.5).floor().clamp(1, 255)
+        steps = (
+            (torch.tensor(table, device=plane.device).view(8, 8) * factor[:, None, None] + 0.5).floor().clamp(1, 255)
+        )
         steps = steps.repeat(1, side // 8, side // 8)[:, None]
         levels = cosines @ plane @ cosines.T / steps
-        nearest = levels.round()
-        away = levels - nearest
-        nearest = nearest + torch.sign(away) * ((away.abs() - 0.5 + RAMP) / (2 * RAMP)).clamp_min(0)
+        below = levels.floor()
+        nearest = (levels - below).sub_(0.5 - RAMP).mul_(0.5 / RAMP).clamp_(0, 1).add_(below)
         return cosines.T @ (nearest * steps) @ cosines
 
     luma = round_trip(ycc[:, :1] - 128, _LUMA) + 128

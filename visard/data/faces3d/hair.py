@@ -78,12 +78,16 @@ def _constants(device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         "cosine": np.cos(angle),
         "x": skull[..., 0],
     }
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)).to(dtype).to(device) for name, value in values.items()}
+    tensors = {
+        name: torch.from_numpy(np.ascontiguousarray(value)).to(dtype).to(device) for name, value in values.items()
+    }
     g, j = len(rows), len(columns)
     straight = soft_noise(21, STYLES, g, j, 0.6, 9.0)
     curly = soft_noise(22, STYLES, g, j, 1.0, 1.2)
     edge = soft_noise(23, 1, STYLES, j, 2.0, 0.0)[0]
-    tensors |= {name: value.to(dtype).to(device) for name, value in (("straight", straight), ("curly", curly), ("edge", edge))}
+    tensors |= {
+        name: value.to(dtype).to(device) for name, value in (("straight", straight), ("curly", curly), ("edge", edge))
+    }
     return tensors
 
 
@@ -124,7 +128,9 @@ def grow(latents: Latents, head_BRQ3: Tensor, hat_B: Tensor) -> Hair:
     )
     # Behind the temples the edge runs down to where the hair ends: short hair leaves the ears free but for a sideburn.
     short = (length <= 0).to(latents.dtype)
-    sideburn = 26 - (24 + 22 * wide(latents.uniform("hair side"))) * torch.exp(-(((side - 66) / 7) ** 2)) * (length > -0.6)
+    sideburn = 26 - (24 + 22 * wide(latents.uniform("hair side"))) * torch.exp(-(((side - 66) / 7) ** 2)) * (
+        length > -0.6
+    )
     free_ear = sideburn * short + (1 - short) * (10 - 215 * length.clamp_min(0))
     nape = torch.minimum(free_ear, torch.full_like(free_ear, -48.0))
     behind = step(104, 124, side)
@@ -139,9 +145,9 @@ def grow(latents: Latents, head_BRQ3: Tensor, hat_B: Tensor) -> Hair:
     volume = wide(1 + 0.22 * latents.normal("hair volume"))
     shaven = step(0.0, 0.25, length + 1.0)
     top_thick = wide(latents.uniform("hair top", 4, 24)) * (1 - 0.7 * wide(bald.clamp(0, 1)))
-    side_thick = (wide(latents.uniform("hair side", 1.5, 8)) * (1 - 0.6 * wide(bald)) + 5 * length.clamp_min(0).sqrt()) * (
-        1 + 0.35 * curl
-    )
+    side_thick = (
+        wide(latents.uniform("hair side", 1.5, 8)) * (1 - 0.6 * wide(bald)) + 5 * length.clamp_min(0).sqrt()
+    ) * (1 + 0.35 * curl)
     high = step(25, 85, y)
     noise = (constants["straight"][style] * (1 - curl) + constants["curly"][style] * curl).clamp(-2.5, 2.5)
     thick = (top_thick * high * (1 + 0.8 * curl) + side_thick * (1 - high)) * volume * shaven + 1.0
@@ -151,7 +157,9 @@ def grow(latents: Latents, head_BRQ3: Tensor, hat_B: Tensor) -> Hair:
 
     hat_line = wide(latents.uniform("hat line", 38, 58)) - 14 * step(50, 110, side)
     hat = wide(hat_B.to(latents.dtype)) * step(-1.5, 1.5, y - hat_line)
-    bulge = wide(torch.where(latents.uniform("hat kind") < 0.5, 11.0, 8.0)) + 7 * wide(latents.uniform("hat kind")) * high
+    bulge = (
+        wide(torch.where(latents.uniform("hat kind") < 0.5, 11.0, 8.0)) + 7 * wide(latents.uniform("hat kind")) * high
+    )
     thick = thick.clamp_max(11) * wide(hat_B.to(latents.dtype)) + thick * wide(1 - hat_B.to(latents.dtype))
     thick = thick * (1 - hat) + (bulge + 3) * hat
     cover = torch.maximum(cover, hat)

@@ -36,7 +36,11 @@ def head_vertices(latents: Latents, beard_B: Tensor) -> Tensor:
 
 
 def landmarks(latents: Latents, beard_B: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, 5 + 68, 3) mm the five points and the dense ones, as `head_vertices` has them; (73,) how far each turns with the head."""
+    """The five points and the 68 dense ones, as `head_vertices` has them.
+
+    Returns:
+        (B, 73, 3) mm; (73,) how far each turns with the head.
+    """
     template, fields, turn = _landmark_fields(latents.device, latents.dtype)
     weights = torch.cat([_shape_weights(latents), _moment_weights(latents), beard_B[:, None]], 1)
     return (template + weights @ fields).view(len(latents), -1, 3), turn
@@ -70,9 +74,9 @@ def _shape_weights(latents: Latents) -> Tensor:
     names = anatomy().shape_names
     weights = bell(latents.lasting_array(_SHAPE_ARRAY, len(names))).clamp(-2.2, 2.2)
     gender = latents.uniform("gender", -1.0, 1.0)
-    shifts = {"jaw width": 0.6, "brow ridge": 0.7, "chin width": 0.5, "nose length": 0.3, "nose width": 0.3, "jaw corner": 0.5,
-              "neck width": 1.0, "eye opening": -0.5, "upper lip": -0.4, "lower lip": -0.4, "brow height": -0.5,
-              "face height": 0.4, "cheekbones": -0.2, "chin length": 0.4}  # fmt: skip
+    shifts = {"jaw width": 0.6, "brow ridge": 0.7, "chin width": 0.5, "nose length": 0.3, "nose width": 0.3,
+              "jaw corner": 0.5, "neck width": 1.0, "eye opening": -0.5, "upper lip": -0.4, "lower lip": -0.4,
+              "brow height": -0.5, "face height": 0.4, "cheekbones": -0.2, "chin length": 0.4}  # fmt: skip
     shift = torch.tensor([shifts.get(name, 0.0) for name in names], dtype=latents.dtype, device=latents.device)
     return weights + gender[:, None] * shift
 
@@ -130,7 +134,7 @@ def beard_cover() -> np.ndarray:
     x, y = head.flat[..., 0], head.flat[..., 1]
     ax = np.abs(x)
     angle = np.abs(head.angle)[None] * np.ones_like(x)
-    lips = (1 - smoothstep(0.75, 1.15, np.sqrt((x / 27) ** 2 + ((y + 67.5) / 10.5) ** 2)))
+    lips = 1 - smoothstep(0.75, 1.15, np.sqrt((x / 27) ** 2 + ((y + 67.5) / 10.5) ** 2))
     moustache = np.exp(-((ax / 22) ** 4) - np.abs((y + 57.5 - 0.008 * ax**2 * -1) / 4.8) ** 3)
     moustache = np.maximum(moustache, np.exp(-(np.abs((ax - 27) / 4.5) ** 3) - np.abs((y + 68) / 11) ** 3))
     chin = np.exp(-((ax / 24) ** 4) - np.abs((y + 101) / 20) ** 4)

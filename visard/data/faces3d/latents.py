@@ -1,7 +1,7 @@
 """Counter-based random numbers: every number is a hash of (seed, identity, image, slot), and of nothing else.
 
-In: who and which image. Out: named uniform or normal numbers, the same for ever, on any machine, in any order or batch.
-A name's number in the tables of slots.py never changes.
+In: who and which image. Out: named uniform or normal numbers, the same for ever, on any machine, in any order or
+batch. A name's number in the tables of slots.py never changes.
 
 Shapes: B images, M numbers.
 """
@@ -28,7 +28,8 @@ def uniforms(
 ) -> NDArray[np.float64]:
     """Numbers in (0, 1), one for each image and slot.
 
-    A round of SplitMix64's finaliser for each part of the key. Source: Steele, Lea, Flood, "Fast splittable pseudorandom
+    A round of SplitMix64's finaliser for each part of the key. Source: Steele, Lea, Flood, "Fast splittable
+    pseudorandom
     number generators" (2014).
 
     Returns:
@@ -69,7 +70,8 @@ class Latents:
         return len(self.identity)
 
     def uniform(self, name: str, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """(B,) numbers between `low` and `high`; `name` from `IDENTITY_SLOTS` (lasting) or `IMAGE_SLOTS` (this image)."""
+        """(B,) numbers between `low` and `high`; `name` from `IDENTITY_SLOTS` (lasting) or `IMAGE_SLOTS` (this
+        image)."""
         if name in IDENTITY_SLOTS:
             value = self._lasting[:, IDENTITY_SLOTS[name]]
         else:

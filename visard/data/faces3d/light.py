@@ -119,7 +119,8 @@ def openness(device: torch.device) -> Openness:
     facing_NV = (normals @ towards.T).T
     weight_NV = facing_NV.clamp_min(0)
     sky = (weight_NV * seen_NV).sum(0) / weight_NV.sum(0).clamp_min(1e-9)
-    # Weighted least squares for each vertex; behind the vertex nothing is asked, a ridge holds the answer near its mean.
+    # Weighted least squares for each vertex; behind the vertex nothing is asked, a ridge holds the answer near its
+    # mean.
     basis_NH = harmonics(towards)
     care_NV = (facing_NV > -0.15).double() * (0.3 + weight_NV)
     mean = (care_NV * seen_NV).sum(0) / care_NV.sum(0).clamp_min(1e-9)
@@ -137,8 +138,10 @@ def harmonics(direction_B3: Tensor) -> Tensor:
     xx, yy, zz = x * x, y * y, z * z
     terms = [
         torch.ones_like(x), x, y, z, x * y, y * z, 3 * zz - 1, x * z, xx - yy,
-        y * (3 * xx - yy), x * y * z, y * (5 * zz - 1), z * (5 * zz - 3), x * (5 * zz - 1), z * (xx - yy), x * (xx - 3 * yy),
-        x * y * (xx - yy), y * z * (3 * xx - yy), x * y * (7 * zz - 1), y * z * (7 * zz - 3), 35 * zz * zz - 30 * zz + 3,
+        y * (3 * xx - yy), x * y * z, y * (5 * zz - 1), z * (5 * zz - 3), x * (5 * zz - 1), z * (xx - yy), x * (xx
+        - 3 * yy),
+        x * y * (xx - yy), y * z * (3 * xx - yy), x * y * (7 * zz - 1), y * z * (7 * zz - 3), 35 * zz * zz - 30 *
+        zz + 3,
         x * z * (7 * zz - 3), (xx - yy) * (7 * zz - 1), x * z * (xx - 3 * yy), xx * (xx - 3 * yy) - yy * (3 * xx - yy),
     ]  # fmt: skip
     return torch.stack(terms, 1)
@@ -149,7 +152,9 @@ def strength(latents: Latents) -> tuple[Tensor, Tensor]:
     return latents.uniform("light power", 0.35, 1.25), latents.uniform("ambient", 0.3, 0.85)
 
 
-def shade(normal_BV3: Tensor, lamps_: Lamps, open_BV: Tensor | None, lit_BV: Tensor | None, gloss: float) -> tuple[Tensor, Tensor]:
+def shade(
+    normal_BV3: Tensor, lamps_: Lamps, open_BV: Tensor | None, lit_BV: Tensor | None, gloss: float
+) -> tuple[Tensor, Tensor]:
     """Diffuse light (B, 3, V) to multiply the colour with, highlight (B, V) to add.
 
     Args:

@@ -24,7 +24,8 @@ def sensor_noise(device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=32)
 def soft_noise(seed: int, count: int, rows: int, columns: int, wide: float, tall: float) -> Tensor:
-    """(count, rows, columns) float32, deviation 1: white noise blurred by `wide` columns and `tall` rows (deviations)."""
+    """(count, rows, columns) float32, deviation 1: white noise blurred by `wide` columns and `tall` rows
+    (deviations)."""
     zero = np.zeros(1, np.int64)
     flat = uniforms(seed, zero, zero, np.arange(count * rows * columns))[0]
     noise = bell(torch.from_numpy(flat)).view(count, rows, columns)

@@ -31,7 +31,18 @@ from visard.functional.surface import (
     similarity,
 )
 
-__all__ = ["SUPERSAMPLE", "Drawn", "Rendering", "Stand", "draw", "move", "render_crops", "render_images", "take_stand", "true_points"]
+__all__ = [
+    "SUPERSAMPLE",
+    "Drawn",
+    "Rendering",
+    "Stand",
+    "draw",
+    "move",
+    "render_crops",
+    "render_images",
+    "take_stand",
+    "true_points",
+]
 
 # Raster pixels per crop pixel.
 SUPERSAMPLE = 1.25
@@ -227,8 +238,11 @@ def _never_seen(surface: _Surface) -> Tensor:
     return torch.nn.functional.pad(hidden, (0, rest))
 
 
-def _take_picture(latents: Latents, points_BV3: Tensor, turn_V: Tensor, turns: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Screen (B, V, 2) and depth (B, V) of points that turn with the head where `turn_V` is 1, with the chest where it is 0."""
+def _take_picture(
+    latents: Latents, points_BV3: Tensor, turn_V: Tensor, turns: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Screen (B, V, 2) and depth (B, V) of points that turn with the head where `turn_V` is 1, with the chest
+    where it is 0."""
     local = points_BV3 - torch.tensor(PIVOT, dtype=latents.dtype, device=latents.device)
     placed = local @ turns[0].transpose(1, 2)
     stiff = (turn_V < 1).nonzero()[:, 0]
@@ -277,7 +291,9 @@ def _atlas(latents: Latents, surface: _Surface, rotation_B33: Tensor) -> Tensor:
     cloth = worn.hat_colour(latents).float()[:, :, None, None]
     hat = surface.hair.hat.float()[:, None]
     colour = colour + (cloth - colour) * hat
-    lit = colour * diffuse.view(batch, 3, g, j) + (0.05 * shine).view(batch, 1, g, j) * (1 - hat) * (0.6 + 0.5 * strands)
+    lit = colour * diffuse.view(batch, 3, g, j) + (0.05 * shine).view(batch, 1, g, j) * (1 - hat) * (
+        0.6 + 0.5 * strands
+    )
     atlas[:, :, layout.hair_row : layout.ear_row, : 2 * j - 1] = skin.double(lit)
 
     side = head.EAR_SIDE
@@ -287,7 +303,9 @@ def _atlas(latents: Latents, surface: _Surface, rotation_B33: Tensor) -> Tensor:
         normals = grid_normals(surface.ears[:, number].float())
         diffuse, _ = light.shade(normals.flatten(1, 2), lamps, None, None, 10.0)
         left = number * (side + 2)
-        atlas[:, :, layout.ear_row : layout.ear_row + side, left : left + side] = (tone * diffuse).view(batch, 3, side, side)
+        atlas[:, :, layout.ear_row : layout.ear_row + side, left : left + side] = (tone * diffuse).view(
+            batch, 3, side, side
+        )
 
     diffuse, shine = light.shade(surface.worn.normal[None].expand(batch, -1, -1), lamps, None, None, 20.0)
     lit = surface.worn.colour.float().transpose(1, 2) * diffuse + 0.06 * shine[:, None]

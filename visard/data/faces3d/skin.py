@@ -2,7 +2,8 @@
 
 In: latents. Out: a texture in linear light (here: the square of the picture's value 0..1).
 
-Shapes: B images, R, Q rows and columns of the head grid, U, W rows and columns of its texture, P, N of a patch of it.
+Shapes: B images, R, Q rows and columns of the head grid, U, W rows and columns of its texture, P, N of a patch of
+it.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def paint(latents: Latents, scalp_BRQ: Tensor, diffuse_B3RQ: Tensor, shine_BRQ: 
 
 
 def double(values: Tensor) -> Tensor:
-    """(..., R, Q) -> (..., 2 R - 1, 2 Q - 1), linear between: bilinear resizing with aligned corners, without its weights."""
+    """(..., R, Q) -> (..., 2 R - 1, 2 Q - 1), linear between: bilinear resizing with aligned corners, without its
+    weights."""
     *lead, rows, columns = values.shape
     across = values.new_empty(*lead, rows, 2 * columns - 1)
     across[..., ::2] = values
@@ -140,7 +142,8 @@ def _beard(latents: Latents) -> Tensor:
 
 
 def _mark(texture: Tensor, latents: Latents, melanin: Tensor) -> None:
-    """Moles, freckles and the skin's own unevenness. Round spots are outer products of bells: one product of matrices."""
+    """Moles, freckles and the skin's own unevenness. Round spots are outer products of bells: one product of
+    matrices."""
     constants = _constants(latents.device)
     size = (texture.shape[2], texture.shape[3])
     uneven = constants["uneven"][(latents.uniform("freckles") * len(constants["uneven"])).long()]
@@ -178,7 +181,8 @@ def _spots(
 
 
 def _blend(part: Tensor, light: Tensor, colour: Tensor, amount: Tensor) -> None:
-    """Paints `colour` (broadcasts to (B, 3, P, N)) in this light over a part of the texture, `amount` (B, P, N) 0 to 1."""
+    """Paints `colour` (broadcasts to (B, 3, P, N)) in this light over a part of the texture, `amount` (B, P, N) 0
+    to 1."""
     part += (colour * light - part) * amount[:, None]
 
 
@@ -229,7 +233,9 @@ def _paint_eyes(texture: Tensor, latents: Latents, skin_B3: Tensor, diffuse_B3RQ
     half = w(14.2 * (1 + 0.05 * latents.normal("eye size")))
     round_ = latents.normal("eye round")
     closing = (latents.uniform("close") - 0.93).clamp_min(0) / 0.07
-    squint = (0.35 * latents.uniform("squint", -1.0, 1.0).clamp_min(0) + 0.22 * latents.uniform("smile", -0.5, 1.25).clamp_min(0))
+    squint = 0.35 * latents.uniform("squint", -1.0, 1.0).clamp_min(0) + 0.22 * latents.uniform(
+        "smile", -0.5, 1.25
+    ).clamp_min(0)
     opened = w((1 - squint) * (1 - closing))
     u = (ax - EYE_X) / half
     tilt = 0.05 * half * u
@@ -248,7 +254,7 @@ def _paint_eyes(texture: Tensor, latents: Latents, skin_B3: Tensor, diffuse_B3RQ
     _blend(part, lit, light * 0.55, bag * w(0.10 + 0.25 * age(latents)))
 
     shade = (0.50 + 0.5 * ((up - y) / 4.0).clamp(0, 1)) * (1 - 0.35 * u.abs() ** 3)
-    white = torch.tensor([0.66, 0.60, 0.57], device=x.device)[None, :, None, None] * shade[:, None]
+    white = torch.tensor([0.56, 0.51, 0.48], device=x.device)[None, :, None, None] * shade[:, None]
     gaze_x = w(3.4 * latents.uniform("gaze x", -1, 1) ** 3)
     gaze_y = w(1.8 * latents.uniform("gaze y", -1, 1) ** 3)
     dx = (ax - EYE_X + 0.4) * side - gaze_x
@@ -256,13 +262,18 @@ def _paint_eyes(texture: Tensor, latents: Latents, skin_B3: Tensor, diffuse_B3RQ
     radius = (dx * dx + dy * dy).sqrt()
     iris_B3 = _iris(latents)
     ring = (0.35 + 0.65 * _soft(5.1 - radius, 0.8)) * (0.75 + 0.45 * (radius / 5.8).clamp(0, 1))
-    eye = white + (iris_B3.float()[:, :, None, None] * (ring * shade)[:, None] - white) * _soft(5.9 - radius, 0.5)[:, None]
+    eye = (
+        white
+        + (iris_B3.float()[:, :, None, None] * (ring * shade)[:, None] - white) * _soft(5.9 - radius, 0.5)[:, None]
+    )
     eye = eye * (1 - 0.96 * _soft(w(2.3 + 0.5 * latents.uniform("iris ring", -1, 1)) - radius, 0.5)[:, None])
     glint_x = w(2.2 * torch.sin(latents.uniform("light azimuth", -1.4, 1.4)))
     glint = torch.exp(-(((dx - glint_x) ** 2 + (dy - 1.9) ** 2) / 1.1))
     eye = eye + (0.85 - eye) * (0.9 * glint)[:, None]
     _blend(part, lit, eye, inside)
-    lash = torch.exp(-(((y - up - 0.35) / w(0.75 + 0.35 * latents.uniform("lash"))) ** 2)) * _soft(half + 0.8 - (ax - EYE_X).abs(), 0.8)
+    lash = torch.exp(-(((y - up - 0.35) / w(0.75 + 0.35 * latents.uniform("lash"))) ** 2)) * _soft(
+        half + 0.8 - (ax - EYE_X).abs(), 0.8
+    )
     rim = torch.exp(-(((y - low + 0.1) / 0.6) ** 2)) * _soft(half - (ax - EYE_X).abs(), 0.8)
     lash_dark = w(0.62 + 0.3 * latents.uniform("lash"))
     _blend(part, lit, light * 0.06, (lash * lash_dark).clamp(0, 1))
@@ -285,7 +296,9 @@ def _paint_mouth(texture: Tensor, latents: Latents, skin_B3: Tensor, diffuse_B3R
 
     half = MOUTH_HALF_WIDTH
     u = (ax / half).clamp(0, 1)
-    thick = w(1 + 0.2 * latents.normal("mouth thick") - 0.12 * latents.uniform("gender", -1, 1) - 0.3 * (age(latents) - 0.4))
+    thick = w(
+        1 + 0.2 * latents.normal("mouth thick") - 0.12 * latents.uniform("gender", -1, 1) - 0.3 * (age(latents) - 0.4)
+    )
     bow = 1.6 * torch.exp(-((ax / 4.0) ** 2))
     top = STOMION + thick * (8.0 * (1 - u**1.7) - bow * (1 - u)) + 0.3
     bottom = STOMION - thick * 10.5 * (1 - u**2.2).clamp_min(0) ** 0.85 - 0.3
@@ -315,7 +328,11 @@ def _paint_clothes(texture: Tensor, latents: Latents, diffuse_B3RQ: Tensor) -> N
     line = latents.uniform("neckline", -172, -156).float()[:, None, None]
     height, side = constants["clothes_height"], constants["clothes_side"]
     amount = _soft(line - 9 * (1 - side) + 4 * side - height, 3.5)
-    colour = hue(latents.uniform("clothes hue"), latents.uniform("clothes saturation") ** 2 * 0.8, latents.uniform("clothes light", 0.03, 0.8))
+    colour = hue(
+        latents.uniform("clothes hue"),
+        latents.uniform("clothes saturation") ** 2 * 0.8,
+        latents.uniform("clothes light", 0.03, 0.8),
+    )
     patch = (slice(first, texture.shape[2]), slice(0, texture.shape[3]))
     _blend(texture[:, :, patch[0]], _light_on(diffuse_B3RQ, patch), colour.float()[:, :, None, None], amount)
 

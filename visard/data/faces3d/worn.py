@@ -18,13 +18,16 @@ from visard.data.faces3d.latents import Latents
 from visard.data.faces3d.skin import hue
 from visard.functional.surface import sample_grid
 
-__all__ = ["PARTS", "Worn", "hat_colour", "wears_glasses", "wears_hat", "wear"]
+__all__ = ["PARTS", "Worn", "hat_colour", "wear", "wears_glasses", "wears_hat"]
 
 AROUND = 25
 BRIM_ROWS, BRIM_COLUMNS = 4, 17
+# How far glasses curve back at 21 mm from the middle; it grows with the square of the distance.
+CURVE_MM = 0.6
 # name -> rows, columns of its vertex grid, in the order in which vertices are stored.
 PARTS = {
-    "ring left": (2, AROUND), "ring right": (2, AROUND), "lens left": (2, AROUND), "lens right": (2, AROUND), "bridge": (2, 5),
+    "ring left": (2, AROUND), "ring right": (2, AROUND), "lens left": (2, AROUND), "lens right": (2, AROUND),
+    "bridge": (2, 5),
     "arm left": (2, 5), "arm right": (2, 5), "brim": (BRIM_ROWS, BRIM_COLUMNS), "brim below": (BRIM_ROWS, BRIM_COLUMNS),
 }  # fmt: skip
 
@@ -54,7 +57,9 @@ def wears_hat(latents: Latents) -> Tensor:
 
 def hat_colour(latents: Latents) -> Tensor:
     """(B, 3) linear."""
-    return hue(latents.uniform("hat hue"), latents.uniform("hat saturation") * 0.8, latents.uniform("hat light", 0.06, 0.8))
+    return hue(
+        latents.uniform("hat hue"), latents.uniform("hat saturation") * 0.8, latents.uniform("hat light", 0.06, 0.8)
+    )
 
 
 def wear(latents: Latents, head_BRQ3: Tensor) -> Worn:
@@ -72,9 +77,13 @@ def wear(latents: Latents, head_BRQ3: Tensor) -> Worn:
     tall = latents.uniform("glasses height", 13.5, 21)[:, None] + 3.0 * sun[:, None]
     thick = latents.uniform("glasses thick", 1.3, 3.8)[:, None]
     radius = (t.cos().abs() ** power + t.sin().abs() ** power) ** (-1 / power)
-    plane = (bridge[:, 2] + 3.5).clamp_min(0)[:, None]
+    plane = (bridge[:, 2] + 6.5).clamp_min(0)[:, None]
     pieces, colours = [], []
-    frame = hue(latents.uniform("glasses colour"), latents.uniform("glasses round") * 0.7, latents.uniform("glasses thick", 0.05, 0.5) ** 1.3)
+    frame = hue(
+        latents.uniform("glasses colour"),
+        latents.uniform("glasses round") * 0.7,
+        latents.uniform("glasses thick", 0.05, 0.5) ** 1.3,
+    )
     dark = torch.full_like(frame, 0.006) + 0.02 * frame
     centre_x = eyes[..., 0].abs().mean(1)[:, None].clamp_min(1) + 1.0
     centre_y = eyes[..., 1].mean(1)[:, None] - 2.0
@@ -82,7 +91,7 @@ def wear(latents: Latents, head_BRQ3: Tensor) -> Worn:
     def outline(sign: float, grow: Tensor | float, forward: float) -> Tensor:
         x = sign * centre_x + (wide + grow) * radius * t.cos()
         y = centre_y - (tall + grow) * radius * t.sin()
-        return torch.stack([x, y, plane - (x / 21) ** 2 * 0.9 + forward], -1)
+        return torch.stack([x, y, plane - (x / 21) ** 2 * CURVE_MM + forward], -1)
 
     def shut(points: Tensor, there: Tensor) -> Tensor:
         return torch.where(there[:, None, None], points, points[:, :1] * 0)
@@ -107,7 +116,7 @@ def wear(latents: Latents, head_BRQ3: Tensor) -> Worn:
     reach = torch.linspace(0, 1, 5, dtype=latents.dtype, device=latents.device)[None]
     for sign in (-1.0, 1.0):
         x = outer + (half + 1.5 - outer) * (1 - (1 - reach) ** 2.5)
-        z = plane - (outer / 21) ** 2 * 0.9 - reach * 92
+        z = plane - (outer / 21) ** 2 * CURVE_MM - reach * 92
         rows = [torch.stack([sign * x, (centre_y + 5 + d * (1.1 + 0.4 * thick)).expand_as(x), z], -1) for d in (1, -1)]
         points = torch.cat(rows if sign > 0 else [r.flip(1) for r in rows], 1)
         pieces.append(shut(points, worn))
@@ -120,7 +129,9 @@ def wear(latents: Latents, head_BRQ3: Tensor) -> Worn:
     counts = [rows * columns for rows, columns in PARTS.values()]
     colour = torch.cat([c[:, None].expand(-1, n, -1) for c, n in zip(colours, counts, strict=True)], 1)
     normals = [(0, 0, 1)] * 5 + [(-0.9, 0, 0.3), (0.9, 0, 0.3), (0, 0.9, 0.4), (0, -0.9, 0.3)]
-    normal = torch.cat([torch.tensor([n], device=latents.device).float().expand(k, 3) for n, k in zip(normals, counts, strict=True)])
+    normal = torch.cat(
+        [torch.tensor([n], device=latents.device).float().expand(k, 3) for n, k in zip(normals, counts, strict=True)]
+    )
     return Worn(torch.cat(pieces, 1), colour, normal)
 
 
