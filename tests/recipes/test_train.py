@@ -37,7 +37,9 @@ def tiny():
         head=HeadConfig(margin=MarginConfig(m2=0.2, scale=16.0)),
         optim=OptimConfig(lr=0.05),
         schedule=ScheduleConfig(epochs=2, warmup_epochs=0.5),
-        run=RunConfig(batch_global=8, log_every=4, tensorboard=False, device="cpu", val_pairs=20),
+        run=RunConfig(
+            batch_global=8, log_every=4, tensorboard=False, device="cpu", float32_matmul="highest", val_pairs=20
+        ),
     )
 
 def nothing():
@@ -224,7 +226,7 @@ def test_profile(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_sigterm_to_the_command(work: Path) -> None:
     """Exit code 143 and how to go on; the resumed run ends like one that was left alone."""
-    command = [sys.executable, "-m", "visard.cli", "train", "tiny.py:tiny", "--data", "faces", "--epochs", "40"]
+    command = [sys.executable, "-m", "visard.cli", "train", "tiny.py:tiny", "--data", "faces", "--epochs", "12"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, "--out", "run"], stderr=subprocess.PIPE, text=True, env=environment)
     log = Path("run/log.txt")

@@ -157,6 +157,7 @@ def test_matmul_choice_is_kept(tmp_path: Path, faces: PaintedFaces, monkeypatch:
     monkeypatch.setattr("visard.training.build.choose_float32_matmul", lambda setting: "high")
     train(recipe, faces)
     assert numbers(recipe.run.out)["float32_matmul"] == "high"
+    assert json.loads((recipe.run.out / "recipe.json").read_text())["run"]["float32_matmul"] == "high"
     monkeypatch.setattr("visard.training.build.choose_float32_matmul", lambda setting: "medium")
     used: list[str] = []
     longer = replace(recipe, schedule=replace(recipe.schedule, epochs=3))

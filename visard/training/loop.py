@@ -69,7 +69,8 @@ def train(
     if newest is not None:
         parts = load_parts(parts, newest, meters)
     state = parts.state
-    write_recipe(run, recipe)
+    # With what was chosen at the start: a run killed before its first checkpoint begins anew with the same numerics.
+    write_recipe(run, replace(recipe, run=replace(recipe.run, float32_matmul=state.float32_matmul)))
     total = total_steps(recipe.schedule, len(parts.loader))
     show = progress(f"train {recipe.name}", total, "steps", quiet=not dist.is_main(), done=state.step)
     with (
