@@ -130,25 +130,19 @@ def grid_normals(points_BRQ3: Tensor) -> Tensor:
     Returns:
         (B, R, Q, 3), pointing outwards.
     """
-    along_rows = torch.cat(
-        [
-            points_BRQ3[:, 1:2] - points_BRQ3[:, :1],
-            points_BRQ3[:, 2:] - points_BRQ3[:, :-2],
-            points_BRQ3[:, -1:] - points_BRQ3[:, -2:-1],
-        ],
-        1,
-    )
-    along_columns = torch.cat(
-        [
-            points_BRQ3[:, :, 1:2] - points_BRQ3[:, :, :1],
-            points_BRQ3[:, :, 2:] - points_BRQ3[:, :, :-2],
-            points_BRQ3[:, :, -1:] - points_BRQ3[:, :, -2:-1],
-        ],
-        2,
-    )
-    (ax, ay, az), (bx, by, bz) = along_rows.unbind(-1), along_columns.unbind(-1)
-    normal = torch.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], -1)
-    return normal / normal.square().sum(-1, keepdim=True).clamp_min(1e-12).sqrt()
+    # Coordinates first: every operation then runs over contiguous memory.
+    points = points_BRQ3.permute(3, 0, 1, 2).contiguous()
+    down, across = torch.empty_like(points), torch.empty_like(points)
+    torch.sub(points[:, :, 2:], points[:, :, :-2], out=down[:, :, 1:-1])
+    torch.sub(points[:, :, 1], points[:, :, 0], out=down[:, :, 0])
+    torch.sub(points[:, :, -1], points[:, :, -2], out=down[:, :, -1])
+    torch.sub(points[..., 2:], points[..., :-2], out=across[..., 1:-1])
+    torch.sub(points[..., 1], points[..., 0], out=across[..., 0])
+    torch.sub(points[..., -1], points[..., -2], out=across[..., -1])
+    (ax, ay, az), (bx, by, bz) = down, across
+    x, y, z = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+    scale = (x * x + y * y + z * z).clamp_min_(1e-12).rsqrt_()
+    return torch.stack([x * scale, y * scale, z * scale], -1)
 
 
 def sample_grid(values_BRQC: Tensor, rows_K: Tensor, columns_K: Tensor) -> Tensor:
