@@ -74,8 +74,8 @@ def keep_freed_memory() -> bool:
 
     By default glibc returns every large buffer to the system at once, and the kernel zeroes its pages anew for the
     next one: 9 to 37 % of an IResNet-50 step on a CPU, by machine (benchmarks/results/train_step.md). Equal to
-    starting the process with MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ set. The memory held settles within a few
-    steps, at the same peak for IResNet-50 and 25 % above for a small network of changing batches (0.87 for 0.69 GB).
+    starting the process with MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ set. The memory held settles within
+    a few steps: for IResNet-50 at the same peak, for a small network with changing batches 25 % above (0.87 GB).
 
     Returns:
         Whether it took effect: only with glibc (Linux), elsewhere nothing is changed.
