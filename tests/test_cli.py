@@ -90,6 +90,41 @@ def test_a_mistake_is_named_and_exits_with_2(arguments: tuple[str, ...], tmp_pat
     assert not list(tmp_path.iterdir()), "a mistake must leave nothing behind"
 
 
+@pytest.mark.parametrize("arguments", [("--help",), ("recipes",), ("recipes", "--json"), ("embed", "--help")])
+def test_a_reader_that_leaves_is_no_mistake(arguments: tuple[str, ...]) -> None:
+    """As `visard ... | head -1`: nothing on standard error, and the exit code of work that was done."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "visard.cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
+
+
+def test_a_broken_pipe_of_its_own_is_a_defect_not_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str, arguments: list[str]) -> None:
+        raise BrokenPipeError("a worker process has gone")
+
+    monkeypatch.setattr("visard.cli._dispatch", fails)
+    with pytest.raises(BrokenPipeError, match="worker"):
+        main(["recipes"])
+
+
+@pytest.mark.parametrize(("name", "said"), [("embed", "goes on where it stopped"), ("export", "it was not done")])
+def test_an_interruption_says_whether_the_command_goes_on(
+    name: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str, arguments: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("visard.cli._dispatch", interrupted)
+    assert main([name]) == 130
+    assert said in capsys.readouterr().err
+
+
 def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "--json"]) == 0
     assert {row["name"] for row in json.loads(capsys.readouterr().out)["recipes"]} >= {"rendered_tiny", "quickstart"}

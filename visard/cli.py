@@ -1,4 +1,4 @@
-"""The `visard` command: finds the command by name, imports only what it needs, and turns a user's mistake into one line.
+"""The `visard` command: finds the command by name, imports only what it needs, turns a user's mistake into one line.
 
 In: arguments. Out: the command's answer on standard output (JSON with --json), progress and errors on standard error.
 Exit codes: 0 the work was done, 2 a mistake in the input or settings, 130 interrupted by Ctrl-C, 143 by SIGTERM.
@@ -6,42 +6,73 @@ Exit codes: 0 the work was done, 2 a mistake in the input or settings, 130 inter
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import os
+import re
+import select
 import sys
 from dataclasses import dataclass
+from typing import TextIO
 
-from visard import __version__
+from visard import __version__, completion
 from visard.errors import Interrupted, UserError
 
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command lives: `module` has `run(arguments: list[str]) -> Answer` or a config dataclass and `main(config) -> Answer`."""
+    """Where a command lives.
+
+    Its `module` has a config dataclass and `main(config) -> Answer`, or `run(arguments: list[str]) -> Answer`.
+    """
 
     module: str
     config: str
     line: str
+    goes_on: bool = False
+    """Whether the same command takes up interrupted work where it stopped."""
+    words: tuple[str, ...] = ()
+    """What may follow the command's name: protocols, actions."""
 
 
 COMMANDS = {
-    "prepare": Command("visard.align.prepare", "PrepareConfig", "photographs in folders of identities -> aligned, packed records"),
-    "render": Command("visard.data.render", "RenderConfig", "rendered faces to disk"),
+    "prepare": Command(
+        "visard.align.prepare",
+        "PrepareConfig",
+        "photographs in folders of identities -> aligned, packed records",
+        goes_on=True,
+    ),
+    "render": Command("visard.data.render", "RenderConfig", "rendered faces to disk", goes_on=True),
     "train": Command("visard.recipes.train", "", "train a recipe: a name or file.py:function"),
     "recipes": Command("visard.recipes.command", "RecipesConfig", "what can be trained, one line each"),
-    "embed": Command("visard.embed", "EmbedConfig", "embeddings of a data set"),
-    "evaluate": Command("visard.protocols.command", "", "score a model or embeddings: evaluate pairs MODEL DATA"),
+    "embed": Command("visard.embed", "EmbedConfig", "embeddings of a data set", goes_on=True),
+    "evaluate": Command(
+        "visard.protocols.command", "", "score a model or embeddings: evaluate pairs MODEL DATA", words=("pairs",)
+    ),
     "import": Command("visard.deploy.importing", "ImportConfig", "weights from elsewhere -> a visard model"),
     "export": Command("visard.deploy.export", "ExportConfig", "a run or model -> ONNX, parity proved"),
     "report": Command("visard.report.command", "ReportConfig", "runs and results -> one HTML page"),
-    "models": Command("visard.align.models", "", "detector weights: list them, pull them into the cache"),
+    "models": Command(
+        "visard.align.models", "", "detector weights: list them, pull them into the cache", words=("list", "pull")
+    ),
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return 0
+    finally:
+        _reader_left()
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0 if arguments else 2
@@ -49,27 +80,53 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"visard {__version__}")
         return 0
     name = arguments.pop(0)
-    if name not in COMMANDS:
-        print(f"visard: unknown command {name!r}; `visard --help` lists them", file=sys.stderr)
-        return 2
-    as_json = "--json" in arguments
-    arguments = [a for a in arguments if a != "--json"]
     try:
-        answer = _dispatch(name, arguments)
+        if name == "--completion":
+            print(completion.script(_shell(arguments), _completed_words()))
+            return 0
+        if name not in COMMANDS:
+            raise UserError(f"unknown command {name!r}; `visard --help` lists them")
+        as_json = "--json" in arguments
+        answer = _dispatch(name, [a for a in arguments if a != "--json"])
     except UserError as error:
-        print(f"visard {name}: {error}", file=sys.stderr)
+        print(f"visard {name}: {error}" if name in COMMANDS else f"visard: {error}", file=sys.stderr)
         return 2
     except Interrupted as interruption:
         print(f"visard {name}: {interruption}", file=sys.stderr)
         return 128 + interruption.signal
     except KeyboardInterrupt:
-        print(f"visard {name}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        goes_on = name in COMMANDS and COMMANDS[name].goes_on
+        rest = "the same command goes on where it stopped" if goes_on else "it was not done"
+        print(f"visard {name}: interrupted; {rest}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     print(json.dumps(answer.value, indent=2) if as_json else answer.text)
     return 0
+
+
+def _reader_left() -> bool:
+    """Writes out what was printed; whether nobody reads it any more, as in `visard recipes | head -1`."""
+    try:
+        sys.stdout.flush()
+        if not _pipe_is_broken(sys.stdout):
+            return False
+    except BrokenPipeError:
+        pass
+    # What is still buffered must have somewhere to go when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
+def _pipe_is_broken(stream: TextIO) -> bool:
+    # An unbuffered stream has nothing left to flush after the write that failed, so flushing alone cannot tell.
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):  # not a file: a test's or a notebook's
+        return False
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _dispatch(name: str, arguments: list[str]):  # type: ignore[no-untyped-def]
@@ -79,10 +136,35 @@ def _dispatch(name: str, arguments: list[str]):  # type: ignore[no-untyped-def]
         return module.run(arguments)
     import tyro
 
-    config = tyro.cli(
-        getattr(module, command.config), prog=f"visard {name}", args=arguments, description=command.line
-    )
+    config = tyro.cli(getattr(module, command.config), prog=f"visard {name}", args=arguments, description=command.line)
     return module.main(config)
+
+
+def _shell(arguments: list[str]) -> str:
+    if len(arguments) != 1 or arguments[0] not in completion.SHELLS:
+        raise UserError(f"--completion: for which shell? give one of {', '.join(completion.SHELLS)}")
+    return arguments[0]
+
+
+def _completed_words() -> dict[str, list[str]]:
+    """What may follow each command: its words, and the options that its help names."""
+    from visard.recipes import RECIPES
+
+    words = {"": [*COMMANDS, "--help", "--version", "--completion"]}
+    for name, command in COMMANDS.items():
+        following = list(RECIPES) if name == "train" else list(command.words)
+        # A recipe's help has every field of a run besides the shortcuts; without one only the shortcuts are told.
+        words[name] = following + _options([name, *following[: name == "train"]])
+        words |= {f"{name} {word}": _options([name, word]) for word in command.words}
+    return words
+
+
+def _options(arguments: list[str]) -> list[str]:
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        shown.write(_dispatch(arguments[0], [*arguments[1:], "--help"]).text)
+    found = re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]*[a-z0-9]", shown.getvalue())
+    return sorted({*found, "--json"} - {"--section.field", "--section.key"})
 
 
 def _overview() -> str:
@@ -91,7 +173,8 @@ def _overview() -> str:
     return (
         f"visard {__version__}: train, evaluate and deploy face-recognition models\n\n"
         f"usage: visard COMMAND [options]\n\n{lines}\n\n"
-        "visard COMMAND --help shows a command's options; --json prints its answer as JSON."
+        "visard COMMAND --help shows a command's options; --json prints its answer as JSON.\n"
+        f"visard --completion {'|'.join(completion.SHELLS)} prints what makes that shell complete all this."
     )
 
 
