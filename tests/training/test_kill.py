@@ -38,7 +38,7 @@ def test_ten_kills_change_nothing(tmp_path: Path) -> None:
         if kill % 5 == 0:
             time.sleep(moments.uniform(0, 4))  # while it starts
         else:
-            _wait_for_step(out / "log.txt", seen, reached[-1] + moments.randint(1, 14), process)
+            _wait_for_step(out / "log.txt", seen, reached[-1] + moments.randint(3, 14), process)
             time.sleep(moments.uniform(0, 0.15))
         process.kill()
         process.communicate()
@@ -49,7 +49,7 @@ def test_ten_kills_change_nothing(tmp_path: Path) -> None:
     print("steps on disk after each kill:", reached)
     assert reached == sorted(reached)
     assert reached[-1] < STEPS, "the last kill must find the run at work"
-    assert len(set(reached)) > KILLS / 2
+    assert len(set(reached)) > KILLS / 2, reached
     processes.run(1, *TINY, json.dumps({"out": str(out), "resume": True, **OPTIONS}), seconds=300)
     assert_same_bits(weights_of(out), weights_of(tmp_path / "whole"))
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
