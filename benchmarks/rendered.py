@@ -174,6 +174,7 @@ def train_network(people: int, size: int, minutes: float) -> Embed:
         step += 1
         if step % 200 == 0:
             print(f"  step {step}, {done:.0%}, loss {loss.item():.2f}", flush=True)
+    print(f"  {step} steps of 64 images, {people} people", flush=True)
     network.eval()
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ def backdrop(latents: Latents, height: int, width: int) -> Tensor:
     fine = fine.mean(1, keepdim=True) * 0.85 + fine * 0.3
     coarse = coarse.mean(1, keepdim=True) * 0.9 + coarse * 0.45
     kind = latents.uniform("background kind").float()[:, None, None, None]
-    rows, columns = -(-height // 4), -(-width // 4)
+    rows, columns = -(-height // 7), -(-width // 7)
     soft, hard, slow = (
         _stretch(n, rows, columns, k, latents.device) for n, k in ((_FINE, 2), (_FINE, 0), (_COARSE, 2))
     )
@@ -50,7 +50,7 @@ def backdrop(latents: Latents, height: int, width: int) -> Tensor:
     )
     contrast = latents.uniform("background contrast", 0.02, 0.3).float()[:, None, None, None]
     small = (picture * contrast + tone.float().sqrt()[:, :, None, None]).clamp_(0, 1).square_()
-    # What lies behind the head is out of focus: a quarter of the resolution is enough.
+    # What lies behind the head is out of focus: a seventh of the resolution is enough.
     down, across = (
         _stretch(rows, height, width, 1, latents.device)[0],
         _stretch(columns, height, width, 1, latents.device)[1],
@@ -104,7 +104,7 @@ def develop(linear_B3HW: Tensor, latents: Latents, size: int, *, scale: float) -
     picture = (matrix @ picture.flatten(2)).view_as(picture) + (0.45 * (1 - contrast))
     picture = picture + _noise(latents, size, picture.device)
     quality = latents.uniform("quality", 30, 97).float()
-    return jpeg(picture * 255, quality).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return jpeg(picture * 255, quality).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def reduce(linear_B3HW: Tensor, blur_B: Tensor, size: int, scale: float) -> Tensor:

@@ -162,16 +162,17 @@ def shade(
         lit_BV: (B, V) or None, share of the key lamp that arrives, 0..1.
         gloss: exponent of the highlight (Blinn-Phong).
     """
-    facing = (normal_BV3 @ lamps_.key[..., None])[..., 0]
+    asked = torch.cat([lamps_.key[:, None], lamps_.half[:, None], lamps_.sky[:, :, 1:]], 1)
+    facing, gleam, *slopes = (asked @ normal_BV3.transpose(1, 2)).unbind(1)
     wrap = lamps_.wrap
     key = ((facing + wrap) / (1 + wrap)).clamp_min(0)
     if lit_BV is not None:
         key = key * lit_BV
-    sky = lamps_.sky[:, :, :1] + lamps_.sky[:, :, 1:] @ normal_BV3.transpose(1, 2)
+    sky = lamps_.sky[:, :, :1] + torch.stack(slopes, 1)
     if open_BV is not None:
         sky = sky * open_BV[:, None]
     diffuse = sky.clamp_min(0.02) + lamps_.key_colour[..., None] * key[:, None]
-    shine = (normal_BV3 @ lamps_.half[..., None])[..., 0].clamp_min(0) ** gloss * (facing > 0)
+    shine = gleam.clamp_min(0) ** gloss * (facing > 0)
     if lit_BV is not None:
         shine = shine * lit_BV
     return diffuse, shine * lamps_.key_colour.mean(1, keepdim=True)

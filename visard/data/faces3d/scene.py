@@ -270,7 +270,9 @@ def _atlas(latents: Latents, surface: _Surface, rotation_B33: Tensor) -> Tensor:
     lamps = light.lamps(latents, rotation_B33)
     rows, columns = layout.head
     g, j = layout.hair
-    atlas = torch.zeros(batch, 3, *layout.atlas, device=latents.device)
+    atlas = torch.empty(batch, 3, *layout.atlas, device=latents.device)
+    # The head fills its rows; beside the others' texels nothing may stay undefined.
+    atlas[:, :, layout.hair_row :] = 0
 
     roots = torch.zeros(batch, rows, columns, device=latents.device)
     bare = (surface.hair.cover * (1 - surface.hair.hat)).float()
@@ -281,8 +283,7 @@ def _atlas(latents: Latents, surface: _Surface, rotation_B33: Tensor) -> Tensor:
     diffuse, shine = light.shade(normals.flatten(1, 2), lamps, world.sky.expand(batch, -1), lit_BV, 14.0)
     gloss = latents.uniform("shine", 0.02, 0.16).float()[:, None]
     diffuse, shine = diffuse.view(batch, 3, rows, columns), (shine * gloss).view(batch, rows, columns)
-    texture = skin.paint(latents, roots, diffuse, shine)
-    atlas[:, :, : texture.shape[2]] = texture
+    skin.paint(atlas[:, :, : layout.hair_row], latents, roots, diffuse, shine)
 
     normals = grid_normals(surface.hair.vertices.float())
     diffuse, shine = light.shade(normals.flatten(1, 2), lamps, None, None, 10.0)

@@ -33,10 +33,11 @@ _SPAN_MM = 170
 _LASTING_MARKS, _FRECKLE_MARKS = 2, 3
 
 
-def paint(latents: Latents, scalp_BRQ: Tensor, diffuse_B3RQ: Tensor, shine_BRQ: Tensor) -> Tensor:
-    """(B, 3, U, W) float32 lit linear colours; U = 2 R - 1, W = 2 Q - 1.
+def paint(texture: Tensor, latents: Latents, scalp_BRQ: Tensor, diffuse_B3RQ: Tensor, shine_BRQ: Tensor) -> None:
+    """Fills the head's texture with lit linear colours.
 
     Args:
+        texture: (B, 3, U, W) float32, written; U = 2 R - 1, W = 2 Q - 1.
         scalp_BRQ: (B, R, Q) float32, how much the hair's roots colour the skin.
         diffuse_B3RQ: (B, 3, R, Q) float32, light that multiplies the colour.
         shine_BRQ: (B, R, Q) float32, light that is added.
@@ -66,24 +67,23 @@ def paint(latents: Latents, scalp_BRQ: Tensor, diffuse_B3RQ: Tensor, shine_BRQ: 
     colour = colour + (beard_colour - colour) * amount
     roots = scalp_BRQ[:, None] * 0.85
     colour = colour + (hair_B3.float()[:, :, None, None] - colour) * roots
-    texture = double(colour * diffuse_B3RQ + shine_BRQ[:, None])
+    double(colour * diffuse_B3RQ + shine_BRQ[:, None], out=texture)
 
     _mark(texture, latents, melanin)
     _paint_brows(texture, latents, hair_B3, diffuse_B3RQ)
     _paint_eyes(texture, latents, skin_B3, diffuse_B3RQ)
     _paint_mouth(texture, latents, skin_B3, diffuse_B3RQ)
     _paint_clothes(texture, latents, diffuse_B3RQ)
-    return texture
 
 
-def double(values: Tensor) -> Tensor:
+def double(values: Tensor, out: Tensor | None = None) -> Tensor:
     """(..., R, Q) -> (..., 2 R - 1, 2 Q - 1), linear between: bilinear resizing with aligned corners, without its
     weights."""
     *lead, rows, columns = values.shape
     across = values.new_empty(*lead, rows, 2 * columns - 1)
     across[..., ::2] = values
     across[..., 1::2] = (values[..., 1:] + values[..., :-1]).mul_(0.5)
-    down = values.new_empty(*lead, 2 * rows - 1, 2 * columns - 1)
+    down = values.new_empty(*lead, 2 * rows - 1, 2 * columns - 1) if out is None else out
     down[..., ::2, :] = across
     torch.add(across[..., 1:, :], across[..., :-1, :], out=down[..., 1::2, :])
     down[..., 1::2, :] *= 0.5
@@ -160,9 +160,8 @@ def _mark(texture: Tensor, latents: Latents, melanin: Tensor) -> None:
     row, row_mm = constants["texel_row"][:, _entry(62.5 - y)]
     column, column_mm = constants["texel_column"][:, _entry(x + 75)]
     dark = _spots(row, column, radius / row_mm, radius / column_mm, strengths, size)
-    gain = 1 + 0.035 * uneven
     for channel, depth in enumerate((0.62, 0.82, 0.9)):
-        texture[:, channel] *= gain - depth * dark
+        texture[:, channel] *= torch.sub(uneven, dark, alpha=depth)
 
 
 def _entry(millimetres: Tensor) -> Tensor:
@@ -387,7 +386,7 @@ def _constants(device: torch.device) -> dict[str, Tensor]:
         "regions": torch.from_numpy(regions.reshape(3, -1)).float(),
         "beard": torch.from_numpy(beard_cover()).float(),
         "stubble": soft_noise(31, 4, rows, columns, 0.3, 0.5),
-        "uneven": soft_noise(32, 6, 2 * rows - 1, 2 * columns - 1, 2.2, 2.2),
+        "uneven": 1 + 0.035 * soft_noise(32, 6, 2 * rows - 1, 2 * columns - 1, 2.2, 2.2),
         "fibre": soft_noise(33, 1, 64, 2 * columns - 1, 0.9, 0.4)[0],
         "texel_row": _texel_table(-y[:, x.shape[1] // 2], -62.5),
         "texel_column": _texel_table(x[int(np.argmax(y[:, 0] < -15)), near], -75.0, int(near.start)),
