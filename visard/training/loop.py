@@ -21,7 +21,7 @@ from visard.config import Recipe, to_dict
 from visard.console import Progress, progress
 from visard.data.dataset import FaceDataset
 from visard.data.transforms import Augment
-from visard.device import choose_device
+from visard.device import choose_device, keep_freed_memory
 from visard.errors import Interrupted, UserError
 from visard.runtime import Embedder, embedder_of
 from visard.training.build import Parts, build_parts, numerics
