@@ -248,10 +248,12 @@ def announce(parts: Parts, log: RunLog, total: int, source: Path | None) -> None
 
 
 def process_device(recipe: Recipe) -> torch.device:
-    """The device of this process: under torchrun each has its own GPU of the machine."""
+    """The device of this process, ready: under torchrun each has its own GPU of the machine; a CPU keeps freed memory."""
     device = choose_device(recipe.run.device)
     if device.type == "cuda" and device.index is None:
         device = choose_device(f"cuda:{dist.local_rank()}")
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
 
 
