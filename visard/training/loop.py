@@ -248,7 +248,7 @@ def announce(parts: Parts, log: RunLog, total: int, source: Path | None) -> None
 
 
 def process_device(recipe: Recipe) -> torch.device:
-    """The device of this process, ready: under torchrun each has its own GPU of the machine; a CPU keeps freed memory."""
+    """The device of this process, made ready: under torchrun its own GPU of the machine; a CPU keeps freed memory."""
     device = choose_device(recipe.run.device)
     if device.type == "cuda" and device.index is None:
         device = choose_device(f"cuda:{dist.local_rank()}")
