@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from visard.errors import FormatError, UserError
-from visard.protocols.pair_files import Pairs, read_lfw_pairs, read_pair_list, read_pairs
+from visard.protocols.pair_files import (
+    Pairs,
+    _can_be_listed,
+    consecutive_pairs,
+    read_lfw_pairs,
+    read_pair_list,
+    read_pairs,
+    write_pairs,
+)
 
 IDS = [f"{name}/{name}_{number:04d}.jpg" for name in ("Ann", "Bo_Li", "Cy") for number in (1, 2, 3)]
 
@@ -49,9 +60,12 @@ def test_an_id_that_two_images_could_mean_is_missing(tmp_path: Path) -> None:
         read_pairs(write(tmp_path, LFW), ids)
 
 
-def test_one_number_as_header_is_one_fold(tmp_path: Path) -> None:
-    pairs = read_pairs(write(tmp_path, "1\nAnn\t1\t3\nAnn\t2\tCy\t1\n"), IDS)
-    assert pairs.fold.tolist() == [0, 0]
+def test_view_1_is_one_fold_and_dealt_out(tmp_path: Path) -> None:
+    """pairsDevTrain.txt and pairsDevTest.txt: one number, that many genuine lines, as many impostors."""
+    text = "3\nAnn\t1\t2\nAnn\t1\t3\nCy\t1\t2\nAnn\t2\tCy\t1\nAnn\t3\tBo_Li\t1\nCy\t3\tBo_Li\t2\n"
+    pairs = read_pairs(write(tmp_path, text), IDS, folds=2)
+    assert pairs.same.tolist() == [True, True, True, False, False, False]
+    assert pairs.fold.tolist() == [0, 1, 0, 0, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +90,7 @@ def test_read_lfw_pairs_wants_its_header(tmp_path: Path) -> None:
 
 def test_missing_images_are_named_or_kept(tmp_path: Path) -> None:
     path, ids = write(tmp_path, LFW), IDS[1:-1]
-    with pytest.raises(UserError, match=r"2 images .*first: Ann/Ann_0001, Cy/Cy_0003\), so 2 of 4 pairs") as caught:
+    with pytest.raises(UserError, match=r"2 images .*first: Ann/Ann_0001, Cy/Cy_0003; line 2\), so 2 of 4") as caught:
         read_pairs(path, ids)
     assert "--missing" in str(caught.value)
     pairs = read_pairs(path, ids, allow_missing=True)
@@ -123,6 +137,7 @@ def test_without_folds_each_kind_is_dealt_out_in_turn(tmp_path: Path) -> None:
         ("a b 1 0\na b 0\n", "line 2: some lines have a fold"),
         ("a b 1 x\n", "line 1: the fold 'x'"),
         ("a,b,1\n", "line 1: a CSV list begins with"),
+        ("1,2\n3,4\n", "give the folder Protocol/Split/FF or FP"),
         ("left,right,same\na,b\n", "line 2: 2 columns, but the header has 3"),
         ("# nothing\n", "holds no pairs"),
         ("\n \n", "is empty"),
@@ -137,11 +152,78 @@ def test_a_damaged_list_is_refused_by_line(tmp_path: Path, text: str, message: s
 def test_no_file_and_no_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_pairs(tmp_path / "none.txt", IDS)
-    with pytest.raises(FormatError, match="not a text file"):
+    with pytest.raises(UserError, match="a folder but not one of CFP's"):
         read_pairs(tmp_path, IDS)
+    with pytest.raises(FormatError, match="is a folder, not a file"):
+        read_lfw_pairs(tmp_path, IDS)
     (tmp_path / "image.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(FormatError, match="not a text file"):
         read_pairs(tmp_path / "image.jpg", IDS)
+
+
+@pytest.mark.parametrize(
+    ("ids", "rows"),
+    [
+        (["p1/0001", "p2/0001"], [0, 1]),
+        (["x/p1/0001.png", "y/p2/0001.png"], [0, 1]),
+        (["0001.png", "0002.png"], [-1, -1]),  # two people of the list end in 0001
+        (["x/p1/0001.png", "y/p1/0001.png", "p2/0001"], [-1, 2]),
+        (["x/p1/0001.png", "p1/0001.jpg", "p2/0001.jpg"], [1, 2]),
+    ],
+)
+def test_an_image_is_found_below_folders_only_if_it_alone_is_meant(
+    tmp_path: Path, ids: list[str], rows: list[int]
+) -> None:
+    pairs = read_pairs(write(tmp_path, "p1/0001.jpg p2/0001.jpg 0\n"), ids, allow_missing=True)
+    assert [pairs.left[0], pairs.right[0]] == rows
+
+
+def test_a_list_that_names_more_folders_than_the_ids(tmp_path: Path) -> None:
+    pairs = read_pairs(write(tmp_path, "data/lfw/Ann/1.jpg data/lfw/Cy/1.jpg 0\n"), ["Ann/1.jpg", "Cy/1.jpg"])
+    assert (pairs.left.tolist(), pairs.right.tolist()) == ([0], [1])
+
+
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=8), min_size=2, max_size=6, unique=True
+    ),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.booleans(), st.integers(0, 3)), min_size=1, max_size=8),
+    st.sampled_from(["", "mine: 3 of each, seed 0", "10 300", "a,b"]),
+)
+def test_written_pairs_are_read_back(
+    tmp_path_factory: pytest.TempPathFactory, ids: list[str], rows: list[tuple[int, int, bool, int]], remark: str
+) -> None:
+    path = tmp_path_factory.mktemp("pairs") / "list.txt"
+    left, right, same, fold = (np.array(column) for column in zip(*rows, strict=True))
+    pairs = Pairs(left % len(ids), right % len(ids), same.astype(bool), fold)
+    if not all(_can_be_listed(ids[row]) for row in (*pairs.left, *pairs.right)):
+        with pytest.raises(UserError, match="cannot stand in a list"):
+            write_pairs(path, pairs, ids, remark=remark)
+        assert not list(path.parent.iterdir())
+        return
+    write_pairs(path, pairs, ids, remark=remark)
+    again = read_pairs(path, ids)
+    for name in ("left", "right", "same", "fold"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(pairs, name))
+    assert [p.name for p in path.parent.iterdir()] == ["list.txt"]
+
+
+@pytest.mark.parametrize("bad", ["a\tb", "#a", " a", "a\n", "a\u2028b", "a\udcff", ""])
+def test_an_id_that_a_list_cannot_hold_is_refused(tmp_path: Path, bad: str) -> None:
+    pairs = Pairs(np.array([0]), np.array([1]), np.array([True]), np.array([0]))
+    with pytest.raises(UserError, match="cannot stand in a list"):
+        write_pairs(tmp_path / "list.txt", pairs, ["good", bad])
+
+
+@pytest.mark.parametrize(("count", "folds"), [(6000, 10), (7, 3), (3, 10), (1, 10), (0, 10)])
+def test_pairs_of_a_bin_set_are_cut_into_blocks(count: int, folds: int) -> None:
+    pairs = consecutive_pairs(np.arange(count) % 2 == 0, folds=folds, source="x")
+    assert pairs.left.tolist() == list(range(0, 2 * count, 2))
+    assert pairs.right.tolist() == list(range(1, 2 * count, 2))
+    # KFold without shuffling: the first count % folds blocks are one longer.
+    sizes = [count // folds + (k < count % folds) for k in range(folds)]
+    assert np.bincount(pairs.fold, minlength=folds).tolist() == sizes
+    assert (np.diff(pairs.fold) >= 0).all()
 
 
 @pytest.mark.real_data

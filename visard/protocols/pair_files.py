@@ -1,31 +1,33 @@
-"""Pairs of images, and the files that list them, read against the ids of a data set.
+"""Pairs of images, read from the files that list them against the ids of a data set, and written.
 
-In: LFW's pairs.txt, or one's own list: `left right same [fold]`, one pair a line, separated by white space (by tabs
-    alone if the
-line has one), or CSV with a header. Out: `Pairs`. Errors name the file, the line and the remedy.
+In: a list in any dialect of `pair_dialects.py` and image ids; or the answers of a `.bin` set. Out: `Pairs`. Errors
+name the file, the line and the remedy.
 """
 
 from __future__ import annotations
 
-import csv
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from visard.errors import FormatError, UserError
+from visard.protocols import pair_dialects
+from visard.protocols.pair_dialects import Listed
 from visard.records import Int64Array
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 """Image suffixes that an id may have or lack: LFW's list names images without one."""
 
-SAME = {"1": True, "true": True, "same": True, "0": False, "false": False, "different": False, "-1": False}
-
 NAMED_IN_ERRORS = 3
+
+_LINE_BREAKS = frozenset("\t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
+"""What str.splitlines takes for the end of a line, and the tab between columns."""
 
 
 @dataclass(frozen=True)
@@ -65,141 +67,138 @@ class Pairs:
 
 
 def read_pairs(path: str | Path, ids: Sequence[str], *, folds: int = 10, allow_missing: bool = False) -> Pairs:
-    """Pairs from a file of either kind; LFW's begins with a line of one or two whole numbers.
+    """Pairs from a file (or CFP's folder) of any dialect; the dialect is told from its first line.
+
+    An image is found by its id, with or without an image suffix, below any folder: `Ann/Ann_0001` finds
+    `lfw/Ann/Ann_0001.jpg`, and `Images/001/frontal/01.jpg` finds `001/frontal/01`, as long as only one id is meant.
 
     Args:
-        path: the file.
+        path: the list.
         ids: of the embeddings.
-        folds: for a list without a fold column: its pairs are dealt out in turn, the genuine and the impostors each.
+        folds: where the list names none.
         allow_missing: let pairs stand whose image is not among `ids` (row -1), for `evaluate_pairs` to skip or count.
-    """
-    lines = _lines(path)
-    first = lines[0][1].split()
-    if len(first) <= 2 and all(word.isdigit() for word in first):
-        return read_lfw_pairs(path, ids, allow_missing=allow_missing)
-    return read_pair_list(path, ids, folds=folds, allow_missing=allow_missing)
-
-
-def read_lfw_pairs(path: str | Path, ids: Sequence[str], *, allow_missing: bool = False) -> Pairs:
-    """The official list: `folds<TAB>pairs`, then a fold's genuine lines `name n1 n2` and its impostors `name1 n1
-    name2 n2`.
-
-    Image 4 of Abel_Pacheco is looked up as the id "Abel_Pacheco/Abel_Pacheco_0004" with any image suffix or none,
-    below any folder.
-
-    Source: vis-www.cs.umass.edu/lfw/README.txt.
-
-    Raises:
-        FormatError: a line that is neither, or a number of pairs that is not the header's.
-        UserError: images that are not among `ids`, unless `allow_missing`.
-    """
-    lines = _lines(path)
-    header = lines[0][1].split()
-    if len(header) > 2 or not all(word.isdigit() for word in header):
-        raise FormatError(path, "line 1: expected the number of folds and of pairs, such as '10<TAB>300'")
-    folds, count = (int(header[0]), int(header[1])) if len(header) == 2 else (1, int(header[0]))
-    expected = 2 * folds * count
-    if expected == 0 or len(lines) - 1 != expected:
-        raise FormatError(
-            path,
-            f"line 1 announces 2 x {folds} x {count} = {expected} pairs, "
-            f"but {len(lines) - 1} lines follow; fetch the file again",
-        )
-    left, right, same = [], [], []
-    for position, (number, line) in enumerate(lines[1:]):
-        words = line.split("\t") if "\t" in line else line.split()
-        genuine = position // count % 2 == 0
-        if len(words) != (3 if genuine else 4):
-            kind = "3 words 'name n1 n2' (same person)" if genuine else "4 words 'name1 n1 name2 n2' (two people)"
-            raise FormatError(path, f"line {number}: expected {kind}, got {line!r}")
-        names_numbers = [words[0], words[1], words[0], words[2]] if genuine else words
-        if not (names_numbers[1].isdigit() and names_numbers[3].isdigit()):
-            raise FormatError(path, f"line {number}: an image number is no whole number in {line!r}")
-        left.append(_lfw_id(names_numbers[0], names_numbers[1]))
-        right.append(_lfw_id(names_numbers[2], names_numbers[3]))
-        same.append(genuine)
-    fold = np.arange(expected, dtype=np.int64) // (2 * count)
-    return _resolve(path, ids, left, right, same, fold, allow_missing)
-
-
-def read_pair_list(path: str | Path, ids: Sequence[str], *, folds: int = 10, allow_missing: bool = False) -> Pairs:
-    """One's own list: image ids (suffix optional), 1/same/true or 0/different/false, and a fold if there are any.
-
-    A first line that names the columns `left,right,same[,fold]` makes it CSV; lines that begin with # are comments.
 
     Raises:
         FormatError: a line that cannot be understood.
-        UserError: images that are not among `ids`, unless `allow_missing`.
+        UserError: no such file, or images that are not among `ids`, unless `allow_missing`.
     """
-    lines = [(number, line) for number, line in _lines(path) if not line.startswith("#")]
-    if not lines:
-        raise FormatError(path, "holds no pairs; write lines such as 'anna/1.jpg anna/2.jpg 1'")
-    rows = list(_csv_rows(path, lines) if "," in lines[0][1] else _word_rows(lines))
-    left, right, same, fold_texts = [], [], [], []
-    for number, words in rows:
-        if len(words) not in (3, 4):
-            raise FormatError(
-                path, f"line {number}: expected 'left right same [fold]', got {len(words)} columns: {' '.join(words)!r}"
+    return _resolve(path, ids, pair_dialects.read_dialect(path, folds), allow_missing)
+
+
+def read_lfw_pairs(path: str | Path, ids: Sequence[str], *, folds: int = 10, allow_missing: bool = False) -> Pairs:
+    """LFW's pairs.txt, and no other dialect; see `read_pairs` and `pair_dialects.lfw_list`."""
+    lines = pair_dialects.text_lines(path)
+    return _resolve(path, ids, pair_dialects.lfw_list(path, lines, folds), allow_missing)
+
+
+def read_pair_list(path: str | Path, ids: Sequence[str], *, folds: int = 10, allow_missing: bool = False) -> Pairs:
+    """One's own list, and no other dialect; see `read_pairs` and `pair_dialects.own_list`."""
+    lines = pair_dialects.text_lines(path)
+    return _resolve(path, ids, pair_dialects.own_list(path, lines, folds), allow_missing)
+
+
+def consecutive_pairs(same: ArrayLike, *, folds: int = 10, source: str = "") -> Pairs:
+    """The pairs of a `.bin` set: images 2k and 2k + 1 are pair k; folds are blocks of the list, as the field cuts them.
+
+    Equal to scikit-learn's KFold(folds) without shuffling, which InsightFace's published numbers rest on.
+
+    Args:
+        same: (P,) bool.
+        folds: fewer where there are fewer pairs.
+        source: name of the set.
+    """
+    same_P = np.asarray(same, dtype=bool)
+    count = len(same_P)
+    parts = np.array_split(np.arange(count), min(folds, max(count, 1)))
+    fold = np.repeat(np.arange(len(parts), dtype=np.int64), [len(part) for part in parts])
+    return Pairs(2 * np.arange(count), 2 * np.arange(count) + 1, same_P, fold, source)
+
+
+def write_pairs(path: str | Path, pairs: Pairs, ids: Sequence[str], *, remark: str = "") -> None:
+    """Writes pairs as one's own list: `left TAB right TAB same TAB fold`, which `read_pairs` reads back as they are.
+
+    Args:
+        path: written anew or over.
+        ids: of the rows that the pairs name.
+        remark: one line for people, above the list.
+
+    Raises:
+        UserError: an id that such a list cannot hold.
+    """
+    path = Path(path)
+    for row in np.unique(np.concatenate([pairs.left, pairs.right])):
+        image_id = ids[int(row)]
+        if not _can_be_listed(image_id):
+            raise UserError(
+                f"{path}: the image id {image_id!r} cannot stand in a list (a tab, a line break, a space at an end, "
+                "# at the beginning, or no UTF-8); rename the image"
             )
-        answer = SAME.get(words[2].lower())
-        if answer is None:
-            raise FormatError(path, f"line {number}: {words[2]!r} does not say whether they are the same; use 1 or 0")
-        left.append(words[0])
-        right.append(words[1])
-        same.append(answer)
-        fold_texts.append(words[3] if len(words) == 4 else "")
-        if bool(fold_texts[-1]) != bool(fold_texts[0]):
-            raise FormatError(
-                path, f"line {number}: some lines have a fold and some have none; give all of them one or none"
-            )
-        if fold_texts[-1] and not fold_texts[-1].isdigit():
-            raise FormatError(path, f"line {number}: the fold {fold_texts[-1]!r} is no whole number")
-    if fold_texts[0]:
-        fold = np.array([int(text) for text in fold_texts], dtype=np.int64)
-    else:
-        if folds < 2:
-            raise UserError(f"pairs: {folds} folds; use at least 2")
-        is_same = np.array(same, dtype=bool)
-        turn = np.where(is_same, np.cumsum(is_same), np.cumsum(~is_same)) - 1
-        fold = (turn % folds).astype(np.int64)
-    return _resolve(path, ids, left, right, same, fold, allow_missing)
+    rows = zip(pairs.left.tolist(), pairs.right.tolist(), pairs.same.tolist(), pairs.fold.tolist(), strict=True)
+    head = f"# {remark}\n" if remark else ""
+    text = head + "".join(f"{ids[a]}\t{ids[b]}\t{int(same)}\t{fold}\n" for a, b, same, fold in rows)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
-def _lines(path: str | Path) -> list[tuple[int, str]]:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file of pairs") from error
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise FormatError(path, f"is not a text file of pairs ({error})") from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-    if not lines:
-        raise FormatError(path, "is empty; expected LFW's pairs.txt or lines 'left right same [fold]'")
-    return lines
+def _can_be_listed(image_id: str) -> bool:
+    whole = bool(image_id) and image_id == image_id.strip() and _LINE_BREAKS.isdisjoint(image_id)
+    # Bytes that are no UTF-8 stand in ids as lone surrogates.
+    return whole and image_id[0] != "#" and not any("\ud800" <= c <= "\udfff" for c in image_id)
 
 
-def _word_rows(lines: list[tuple[int, str]]) -> Iterable[tuple[int, list[str]]]:
-    for number, line in lines:
-        yield number, [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
-
-
-def _csv_rows(path: str | Path, lines: list[tuple[int, str]]) -> Iterable[tuple[int, list[str]]]:
-    names = [name.strip().lower() for name in next(csv.reader([lines[0][1]]))]
-    wanted = ["left", "right", "same"] + (["fold"] if "fold" in names else [])
-    if not set(wanted) <= set(names):
-        raise FormatError(
-            path, f"line {lines[0][0]}: a CSV list begins with 'left,right,same[,fold]', got {lines[0][1]!r}"
+def _resolve(path: str | Path, ids: Sequence[str], listed: Listed, allow_missing: bool) -> Pairs:
+    rows = _rows([*listed.left, *listed.right], ids)
+    left = np.array([rows[name] for name in listed.left], dtype=np.int64)
+    right = np.array([rows[name] for name in listed.right], dtype=np.int64)
+    absent = (left < 0) | (right < 0)
+    if absent.any() and not allow_missing:
+        missing = sorted(name for name, row in rows.items() if row < 0)
+        first = ", ".join(missing[:NAMED_IN_ERRORS])
+        raise UserError(
+            f"{path}: {len(missing)} images that it names have no embedding (first: {first}; "
+            f"{listed.where[int(absent.argmax())]}), so {int(absent.sum())} of {len(absent)} pairs cannot be scored; "
+            "is this the right data set? "
+            "If they were left out when it was prepared, choose --missing skip or --missing wrong"
         )
-    columns = [names.index(name) for name in wanted]
-    for number, line in lines[1:]:
-        words = [word.strip() for word in next(csv.reader([line]))]
-        if len(words) != len(names):
-            raise FormatError(path, f"line {number}: {len(words)} columns, but the header has {len(names)}")
-        yield number, [words[column] for column in columns]
+    if not len(listed.left):
+        raise FormatError(path, f"holds no pairs; expected lines {pair_dialects.OWN_LIST}")
+    return Pairs(left, right, listed.same, listed.fold, source=_source(Path(path)))
 
 
-def _lfw_id(name: str, number: str) -> str:
-    return f"{name}/{name}_{int(number):04d}"
+def _source(path: Path) -> str:
+    """The file's name; of CFP's folder the protocol's."""
+    return f"CFP-{path.resolve().name.upper()}" if path.is_dir() else path.name
+
+
+def _rows(names: Iterable[str], ids: Sequence[str]) -> dict[str, int]:
+    """Row of each distinct name, -1 where no id or more than one is meant.
+
+    An id is meant if it is the name; else if they are equal but for image suffixes; else if one is the tail of the
+    other, folder by folder. A tail that two ids share, or two names as p1/0001 and p2/0001 share 0001, means none.
+    """
+    distinct = dict.fromkeys(names)
+    exact = {image_id: row for row, image_id in enumerate(ids)}
+    stems = [_without_suffix(image_id) for image_id in ids]
+    by_stem = _unique(stems)
+    strong = {name: exact.get(name, by_stem.get(_without_suffix(name), -1)) for name in distinct}
+    open_stems = {_without_suffix(name) for name, row in strong.items() if row < 0}
+    lengths = {stem.count("/") + 1 for stem in open_stems}
+    tails = {n: _unique(["/".join(s.split("/")[-n:]) if s.count("/") >= n else "" for s in stems]) for n in lengths}
+    weak = {stem: _by_tail(stem, by_stem, tails[stem.count("/") + 1]) for stem in open_stems}
+    wanted = Counter([*weak.values(), *{row for row in strong.values() if row >= 0}])
+    return {
+        name: row if row >= 0 else found if wanted[found := weak[_without_suffix(name)]] == 1 else -1
+        for name, row in strong.items()
+    }
+
+
+def _by_tail(stem: str, by_stem: dict[str, int], tails: dict[str, int]) -> int:
+    if stem in tails:
+        return tails[stem]
+    parts = stem.split("/")
+    shorter = (by_stem.get("/".join(parts[start:]), -1) for start in range(1, len(parts)))
+    return next((row for row in shorter if row >= 0), -1)
 
 
 def _without_suffix(image_id: str) -> str:
@@ -207,38 +206,7 @@ def _without_suffix(image_id: str) -> str:
     return stem if f"{dot}{suffix}".lower() in SUFFIXES else image_id
 
 
-def _resolve(
-    path: str | Path,
-    ids: Sequence[str],
-    left: list[str],
-    right: list[str],
-    same: list[bool],
-    fold: Int64Array,
-    allow_missing: bool,
-) -> Pairs:
-    """Ids to rows: an id as it is, else without its suffix, else its last two parts, where that is unique."""
-    exact = {image_id: row for row, image_id in enumerate(ids)}
-    stems = _unique({row: _without_suffix(image_id) for row, image_id in enumerate(ids)})
-    tails = _unique({row: "/".join(PurePosixPath(_without_suffix(i)).parts[-2:]) for row, i in enumerate(ids)})
-
-    def row(name: str) -> int:
-        stem = _without_suffix(name)
-        return exact.get(name, stems.get(stem, tails.get(stem, -1)))
-
-    left_rows = np.array([row(name) for name in left], dtype=np.int64)
-    right_rows = np.array([row(name) for name in right], dtype=np.int64)
-    absent = (left_rows < 0) | (right_rows < 0)
-    if absent.any() and not allow_missing:
-        missing = sorted({n for n, r in zip(left + right, [*left_rows, *right_rows], strict=True) if r < 0})
-        first = ", ".join(missing[:NAMED_IN_ERRORS])
-        raise UserError(
-            f"{path}: {len(missing)} images that it names have no embedding (first: {first}), "
-            f"so {int(absent.sum())} of {len(left)} pairs cannot be scored; is this the right data set? "
-            "If they were left out when it was prepared, choose --missing skip or --missing wrong"
-        )
-    return Pairs(left_rows, right_rows, np.array(same, dtype=bool), fold, source=Path(path).name)
-
-
-def _unique(names: dict[int, str]) -> dict[str, int]:
-    count = Counter(names.values())
-    return {name: row for row, name in names.items() if count[name] == 1}
+def _unique(names: Sequence[str]) -> dict[str, int]:
+    """Row of every name that comes once."""
+    count = Counter(names)
+    return {name: row for row, name in enumerate(names) if count[name] == 1 and name}
