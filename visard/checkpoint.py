@@ -7,9 +7,9 @@ In: a state's tensors and numbers, the backbone, its spec. Out: a run directory
                                      model/ (model.safetensors + spec.json: a visard model directory)
     RUN/checkpoints/last.json, best.json   {"checkpoint": "step_00001000", "step": 1000, "score": ...}
 
-Killed at any moment, a run keeps every checkpoint that was complete. Names with a leading dot are unfinished or on
-their way out; `clean` removes them. torch.distributed.checkpoint pickles: resume only from a run that you trust (models
-are safetensors).
+All processes must see the run directory on one file system. Killed at any moment, a run keeps every checkpoint that was
+complete. Names with a leading dot are unfinished or on their way out; `clean` removes them.
+torch.distributed.checkpoint pickles: resume only from a run that you trust (models are safetensors).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def save(
         identities: name of every class, in the order of the head's rows.
     """
     final = run / CHECKPOINTS / name_of(step)
-    if final.is_dir():  # complete, and of the same step of the same run
+    if dist.broadcast_object(final.is_dir()):  # complete, and of the same step of the same run
         return final
     temporary = final.with_name(f".{final.name}.tmp")
     if dist.is_main():

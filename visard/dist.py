@@ -27,7 +27,8 @@ def init(device: torch.device) -> None:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    td.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    cuda = device.type == "cuda"
+    td.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=device if cuda else None)
 
 
 def close() -> None:

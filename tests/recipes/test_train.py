@@ -224,22 +224,29 @@ def test_profile(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [p.name for p in Path("run").iterdir()] == ["profile"]
 
 
-def test_sigterm_to_the_command(work: Path) -> None:
-    """Exit code 143 and how to go on; the resumed run ends like one that was left alone."""
-    command = [sys.executable, "-m", "visard.cli", "train", "tiny.py:tiny", "--data", "faces", "--epochs", "12"]
+@pytest.mark.parametrize(("number", "code", "workers"), [(signal.SIGTERM, 143, "0"), (signal.SIGINT, 130, "1")])
+def test_a_signal_to_the_whole_group(work: Path, number: signal.Signals, code: int, workers: str) -> None:
+    """As Ctrl-C and schedulers send it: exit code, how to go on; resumed, the run ends as if it had been left alone."""
+    command = [sys.executable, "-m", "visard.cli", "train", "tiny.py:tiny", "--data", "faces", "--epochs", "10"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, "--out", "run"], stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [*command, "--out", "run", "--data.workers", workers],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
     log = Path("run/log.txt")
     until = time.monotonic() + 60
     while not (log.exists() and "step 4" in log.read_text()):
         assert time.monotonic() < until
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143, errors
+    assert process.returncode == code, errors
     assert "go on with: visard train --resume run" in errors.splitlines()[-1]
-    assert main(["train", "--resume", "run"]) == 0
+    assert main(["train", "--resume", "run", "--data.workers", "0"]) == 0
     assert main([*command[3:], "--out", "whole"]) == 0
     assert_same_bits(weights_of(Path("run")), weights_of(Path("whole")))
 

@@ -95,7 +95,7 @@ def parse(arguments: list[str]) -> Request | None:
     recipe = _apply(_override(recipe, overrides), shortcuts)
     if shortcuts.resume is not None:
         for change in _changes(to_dict(replace(saved, run=replace(saved.run, out=recipe.run.out))), to_dict(recipe)):
-            say(f"changed since the run was started: {change}")
+            _say_once(f"changed since the run was started: {change}")
     return Request(recipe, shortcuts.resume is not None, shortcuts.dry_run, shortcuts.overfit_batch, shortcuts.profile)
 
 
@@ -181,6 +181,12 @@ def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list
     return found
 
 
+def _say_once(text: str) -> None:
+    """A line on standard error, of one process only: torchrun's environment tells before there is a process group."""
+    if os.environ.get("RANK", "0") == "0":
+        say(text)
+
+
 def _shape_of(recipe: Recipe, model: Path) -> Recipe:
     """The recipe with the network and crop size of the model that it starts from."""
     from visard.backbones import config_from_dict
@@ -193,7 +199,7 @@ def _shape_of(recipe: Recipe, model: Path) -> Recipe:
     backbone = config_from_dict(read_spec(spec_path).backbone, where=f"{spec_path}: backbone")
     if backbone == recipe.backbone:
         return recipe
-    say(f"network and crop size of {model}: {to_dict(backbone)}")
+    _say_once(f"network and crop size of {model}: {to_dict(backbone)}")
     data: DataConfig = replace(recipe.data, size=backbone.input_size)
     return replace(recipe, backbone=backbone, data=data)
 
