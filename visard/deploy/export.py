@@ -235,7 +235,7 @@ def _quiet() -> Iterator[None]:
 def _real_crops(source: str, size: int) -> UInt8Array:
     from visard.data.dataset import open_dataset
 
-    dataset = open_dataset(source, size=size)
+    dataset = open_dataset(source, size=size, resize=True)
     count = min(REAL_CROPS, len(dataset))
     if count == 0:
         raise UserError(f"{source}: no crops in it to compare on")

@@ -152,7 +152,7 @@ def _embeddings(config: PairsConfig) -> tuple[Embeddings, FaceDataset | None]:
     if not config.data:
         raise UserError("name the data set after the model: visard evaluate pairs MODEL DATA")
     embedder = load(config.model, config.device, batch_size=config.batch_size)
-    dataset = open_dataset(config.data, size=embedder.spec.input_size)
+    dataset = open_dataset(config.data, size=embedder.spec.input_size, resize=True)
     return embed_dataset(embedder, dataset, config.flip, config.batch_size), dataset
 
 

@@ -60,7 +60,7 @@ class _ValidationSet:
 
 def _open(entry: str, recipe: Recipe) -> _ValidationSet:
     source, _, pairs_file = entry.partition("::")
-    dataset = open_dataset(source, size=recipe.data.size, resize=recipe.data.resize)
+    dataset = open_dataset(source, size=recipe.data.size, resize=True)
     if pairs_file:
         pairs = read_pairs(pairs_file, dataset.ids)
     else:
