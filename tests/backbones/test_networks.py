@@ -12,11 +12,19 @@ import torch
 from torch import nn
 
 from visard.backbones import KINDS, build, config_from_dict
-from visard.config import BackboneConfig, IResNetConfig, MobileFaceNetConfig, to_dict
+from visard.config import (
+    BackboneConfig,
+    IRConfig,
+    IResNetConfig,
+    MobileFaceNetConfig,
+    ResNetConfig,
+    ViTConfig,
+    to_dict,
+)
 from visard.deploy.macs import count_macs, count_parameters
 from visard.errors import UserError
 
-# name: configuration at 112 px, parameters and multiply-adds, to the last one; PUBLISHED is what they must agree with.
+# name: configuration at its own size, parameters and multiply-adds, to the last one; PUBLISHED must agree with them.
 TABLE: dict[str, tuple[BackboneConfig, int, int]] = {
     "iresnet18": (IResNetConfig(blocks=(2, 2, 2, 2)), 24_025_600, 2_609_954_816),
     "iresnet34": (IResNetConfig(blocks=(3, 4, 6, 3)), 34_139_328, 4_459_642_880),
@@ -26,6 +34,17 @@ TABLE: dict[str, tuple[BackboneConfig, int, int]] = {
     "mobilefacenet, MarginDistillation": (MobileFaceNetConfig(activation="relu"), 1_192_960, 221_161_984),
     "mobilefacenet, BroadFace": (MobileFaceNetConfig(blocks=(2, 8, 16, 4), embedding_dim=128), 1_930_240, 468_759_552),
     "mobilefacenet, y1": (MobileFaceNetConfig(embedding_dim=128, norm_eps=1e-3), 1_003_136, 220_965_376),
+    "vit-t": (ViTConfig(), 19_137_792, 1_504_882_688),
+    "vit-s": (ViTConfig(width=512), 76_023_296, 5_746_548_736),
+    "vit-b": (ViTConfig(width=512, depth=24), 113_833_472, 11_437_170_688),
+    "vit-l": (ViTConfig(width=768, depth=24), 255_684_352, 25_337_794_560),
+    "ir18": (IRConfig(blocks=(2, 2, 2, 2)), 24_020_352, 2_597_109_760),
+    "ir50": (IRConfig(), 43_585_600, 6_296_485_888),
+    "ir101": (IRConfig(blocks=(3, 13, 30, 3)), 65_150_912, 12_076_761_088),
+    "resnet18": (ResNetConfig(block="basic", blocks=(2, 2, 2, 2), embedding_dim=1000), 11_689_512, 1_814_073_344),
+    "resnet34": (ResNetConfig(block="basic", embedding_dim=1000), 21_797_672, 3_663_761_408),
+    "resnet50": (ResNetConfig(embedding_dim=1000), 25_557_032, 4_089_184_256),
+    "resnet101": (ResNetConfig(blocks=(3, 4, 23, 3), embedding_dim=1000), 44_549_160, 7_801_405_440),
 }
 
 # name: (millions of parameters, billions of multiply-adds), each with half a unit of its last digit; None = not given.
@@ -37,6 +56,16 @@ PUBLISHED: dict[str, tuple[tuple[float, float] | None, tuple[float, float]]] = {
     "mobilefacenet, MarginDistillation": ((1.19, 0.005), (0.44 / 2, 0.005 / 2)),
     "mobilefacenet, BroadFace": (None, (0.9 / 2, 0.05 / 2)),
     "mobilefacenet, y1": ((1.0, 0.005), (0.44 / 2, 0.005 / 2)),
+    # arcface_torch's table of vision transformers: multiply-adds, the products of the attention included.
+    "vit-t": (None, (1.5, 0.05)),
+    "vit-s": (None, (5.7, 0.05)),
+    "vit-b": (None, (11.4, 0.05)),
+    "vit-l": (None, (25.3, 0.05)),
+    # torchvision states its networks' parameters to the last one: with ImageNet's 1000 outputs they must be these.
+    "resnet18": ((11.689512, 1e-9), (1.81, 0.005)),
+    "resnet34": ((21.797672, 1e-9), (3.66, 0.005)),
+    "resnet50": ((25.557032, 1e-9), (4.09, 0.005)),
+    "resnet101": ((44.549160, 1e-9), (7.80, 0.005)),
 }
 
 TINY: dict[str, BackboneConfig] = {
@@ -46,7 +75,15 @@ TINY: dict[str, BackboneConfig] = {
     "mobilefacenet relu": MobileFaceNetConfig(blocks=(1, 0, 1, 1), width=8, embedding_dim=16, activation="relu"),
     "mobilefacenet (2,...)": MobileFaceNetConfig(blocks=(2, 1, 1, 1), width=8, embedding_dim=16),
     "mobilefacenet (0,...)": MobileFaceNetConfig(blocks=(0, 0, 0, 0), width=8, embedding_dim=16),
+    "vit": ViTConfig(width=16, depth=2, heads=4, embedding_dim=16),
+    "vit nothing random": ViTConfig(width=12, depth=1, heads=3, embedding_dim=16, drop_path=0, mask_ratio=0),
+    "resnet": ResNetConfig(blocks=(1, 2, 1, 1), width=4, embedding_dim=16, input_size=112),
+    "resnet basic": ResNetConfig(block="basic", blocks=(1, 1, 1, 1), width=4, embedding_dim=16, input_size=112),
+    "ir": IRConfig(blocks=(1, 2, 1, 1), width=4, embedding_dim=16, dropout=0),
 }
+
+# Parameters that keep their first value, by the kind of network.
+FIXED = {"iresnet": ["features.weight"], "mobilefacenet": ["norm.weight"]}
 
 tiny = pytest.mark.parametrize("config", TINY.values(), ids=TINY.keys())
 
@@ -56,7 +93,7 @@ def test_published_size(config: BackboneConfig, parameters: int, macs: int) -> N
     with torch.device("meta"):
         module = build(config)
     assert count_parameters(module) == parameters
-    assert count_macs(module, 112) == macs
+    assert count_macs(module, config.input_size) == macs
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -84,15 +121,17 @@ def test_any_input_size_gives_raw_float32_embeddings(config: BackboneConfig, siz
 def test_gradients_reach_every_parameter_but_the_fixed_scale(config: BackboneConfig) -> None:
     torch.manual_seed(0)
     module = build(dataclasses.replace(config, input_size=48))
-    module(torch.randn(6, 3, 48, 48)).square().sum().backward()
-    fixed = [name for name, p in module.named_parameters() if not p.requires_grad]
-    assert fixed == ["features.weight" if config.kind == "iresnet" else "norm.weight"]
+    embeddings = module(torch.randn(6, 3, 48, 48))
+    (embeddings * torch.randn_like(embeddings)).sum().backward()
+    unmasked = isinstance(config, ViTConfig) and config.mask_ratio == 0
+    fixed = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+    assert list(fixed) == (["mask_token"] if unmasked else FIXED.get(config.kind, []))
+    assert all((parameter == 1).all() for name, parameter in fixed.items() if name != "mask_token")
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
-        else:
-            assert (parameter == 1).all(), name
+            assert parameter.grad.any(), name
 
 
 @tiny
@@ -112,7 +151,7 @@ def test_bf16_autocast_keeps_the_last_layers_in_float32(config: BackboneConfig) 
     torch.manual_seed(0)
     module = build(dataclasses.replace(config, input_size=48)).eval()
     images = torch.randn(4, 3, 48, 48)
-    linear = next(part for part in module.modules() if isinstance(part, nn.Linear))
+    linear = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
     seen: list[torch.dtype] = []
     linear.register_forward_hook(lambda part, inputs, output: seen.extend([inputs[0].dtype, output.dtype]))
     with torch.inference_mode():
@@ -144,7 +183,7 @@ def test_configuration_survives_json(config: BackboneConfig) -> None:
 def test_unknown_kind_is_named() -> None:
     with pytest.raises(UserError, match=r"spec\.json.*'resnext'.*iresnet"):
         config_from_dict({"kind": "resnext"}, where="spec.json")
-    assert set(KINDS) == {"iresnet", "mobilefacenet"}
+    assert set(KINDS) == {"iresnet", "mobilefacenet", "vit", "resnet", "ir"}
 
 
 def test_iresnet18_has_arcface_torchs_keys_and_shapes() -> None:
@@ -247,5 +286,6 @@ def test_the_documented_table_is_the_codes() -> None:
         rows, TABLE.values(), strict=True
     ):
         fields = {key: ast.literal_eval(value) for key, value in re.findall(r"(\w+)=(\([^)]*\)|[^,]+)", arguments)}
-        assert {"IResNetConfig": IResNetConfig, "MobileFaceNetConfig": MobileFaceNetConfig}[kind](**fields) == config
+        assert type(config).__name__ == kind
+        assert type(config)(**fields) == config
         assert (parameters_m, macs_g) == (f"{parameters / 1e6:.2f}", f"{macs / 1e9:.2f}"), name

@@ -11,15 +11,29 @@ from typing import Any
 
 from torch import nn
 
+from visard.backbones.ir import IR
 from visard.backbones.iresnet import IResNet
 from visard.backbones.mobilefacenet import MobileFaceNet
-from visard.config import BackboneConfig, IResNetConfig, MobileFaceNetConfig, from_dict
+from visard.backbones.resnet import ResNet
+from visard.backbones.vit import VisionTransformer
+from visard.config import (
+    BackboneConfig,
+    IRConfig,
+    IResNetConfig,
+    MobileFaceNetConfig,
+    ResNetConfig,
+    ViTConfig,
+    from_dict,
+)
 from visard.errors import UserError
 
 # What a spec.json or a recipe's JSON may name as its "kind".
 KINDS: dict[str, tuple[type[BackboneConfig], Callable[..., nn.Module]]] = {
     "iresnet": (IResNetConfig, IResNet),
     "mobilefacenet": (MobileFaceNetConfig, MobileFaceNet),
+    "vit": (ViTConfig, VisionTransformer),
+    "resnet": (ResNetConfig, ResNet),
+    "ir": (IRConfig, IR),
 }
 
 

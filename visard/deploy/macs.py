@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from visard.backbones.vit import Attention
+
 
 def count_parameters(module: nn.Module) -> int:
     """Number of weights, the fixed scale of the last batch norm included; running statistics are not parameters."""
@@ -16,7 +18,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_macs(module: nn.Module, input_size: int) -> int:
-    """Multiply-adds of all convolutions and linear layers for one image; norms and activations are not counted.
+    """Multiply-adds of all convolutions, linear layers and attention for one image; norms and activations not counted.
 
     Args:
         module: maps (B, 3, S, S) to embeddings; its mode and statistics are left as they were.
@@ -30,8 +32,14 @@ def count_macs(module: nn.Module, input_size: int) -> int:
         weight: Tensor = layer.weight  # type: ignore[assignment]
         total += output.numel() * weight[0].numel()
 
+    def count_products(layer: Attention, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        total += layer.product_macs(*output.shape[:2])
+
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
+    attentions = [layer for layer in module.modules() if isinstance(layer, Attention)]
+    hooks += [layer.register_forward_hook(count_products) for layer in attentions]
     modes = [(part, part.training) for part in module.modules()]
     first = next(module.parameters())
     try:
