@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.context
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -224,6 +225,9 @@ def _as_it_is(fields: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(1)
+    # Ctrl-C and job schedulers signal the whole group: the training saves and then ends its workers itself.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _processes_context() -> multiprocessing.context.BaseContext:
