@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visard.data.dataset import FaceDataset, FolderDataset, open_dataset, scale_points
+from visard.data.dataset import FaceDataset, FolderDataset, open_dataset
 from visard.data.decode import decode, image_size
+from visard.data.formats.encoded import scale_points
 from visard.data.lines import Lines
 from visard.data.recordio import pack, write_record
 from visard.data.writer import DatasetWriter
@@ -236,9 +237,9 @@ def test_what_is_no_data_set_is_named(tmp_path: Path) -> None:
         open_dataset(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no images"):
         open_dataset(tmp_path)
-    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "a.doc").write_text("a")
     with pytest.raises(UserError, match="not a data set"):
-        open_dataset(tmp_path / "a.txt")
+        open_dataset(tmp_path / "a.doc")
 
 
 def image_sum(job: tuple[FaceDataset, int]) -> int:

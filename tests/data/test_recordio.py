@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visard.data import recordio
-from visard.data.recordio import RecordFile, pack, read_index, unpack, write_record
+from visard.data import record_index, recordio
+from visard.data.record_index import read_index
+from visard.data.recordio import RecordFile, pack, unpack, write_record
 from visard.errors import FormatError
 
 MAGIC = struct.pack("<I", 0xCED7230A)
@@ -193,7 +194,7 @@ def test_index_equals_line_by_line(
 
 
 def test_index_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recordio, "_INDEX_CHUNK", 37)
+    monkeypatch.setattr(record_index, "_CHUNK", 37)
     path = tmp_path / "a.idx"
     path.write_text("".join(f"{key}\t{key * key}\n" for key in range(1000)))
     keys, offsets = read_index(path)

@@ -1,6 +1,7 @@
 """Millions of strings as one sequence: image ids and identity names.
 
-In: a UTF-8 text file, or strings. Out: `Lines`, which is indexed like a list and costs 8 bytes a line besides the text.
+In: a UTF-8 text file, strings, or numbers. Out: `Lines`, which is indexed like a list and costs 8 bytes a line besides
+the text, `Numbers` and `PartlyNamed`, whose strings are made when they are asked for, and `is_name`, what a line can be.
 """
 
 from __future__ import annotations
@@ -66,3 +67,66 @@ class Lines(Sequence[str]):
         end = self._ends[index]  # IndexError beyond the last one
         start = 0 if index in (0, -len(self._ends)) else self._ends[index - 1] + 1
         return self._text[start:end].decode("utf-8", "surrogateescape")
+
+
+class Numbers(Sequence[str]):
+    """Whole numbers as a sequence of their decimal strings.
+
+    Args:
+        numbers: a range, or (N,) int64, perhaps memory-mapped.
+    """
+
+    def __init__(self, numbers: range | Int64Array) -> None:
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [str(number) for number in self._numbers[index]]
+        return str(self._numbers[index])
+
+
+class PartlyNamed(Sequence[str]):
+    """Names of labels of which only some are known: the others are called by their number.
+
+    Args:
+        count: C, labels are 0 .. C - 1.
+        labels: (K,) int64 increasing, those that have a name.
+        names: K names.
+    """
+
+    def __init__(self, count: int, labels: Int64Array, names: Sequence[str]) -> None:
+        assert len(labels) == len(names), (len(labels), len(names))
+        self._range, self._labels, self._names = range(count), labels, names
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in self._range[index]]
+        label = self._range[index]
+        place = int(np.searchsorted(self._labels, label))
+        named = place < len(self._labels) and self._labels[place] == label
+        return self._names[place] if named else str(label)
+
+
+def is_name(text: str) -> bool:
+    """Whether an image id or identity can be a line: not empty, no line break, and UTF-8 or bytes that were a file's name."""
+    if not text or "\n" in text or "\r" in text:
+        return False
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+    return True

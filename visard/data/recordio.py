@@ -1,4 +1,4 @@
-"""RecordIO, the container of MXNet and InsightFace: `.rec` holds the records, `.idx` their keys and byte offsets.
+"""RecordIO, the container of MXNet and InsightFace: `.rec` holds the records (`record_index.py` reads where they are).
 
 In: paths and byte offsets, or payloads to write. Out: payload bytes, labels as arrays, or FormatError with file and
 offset.
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from visard.errors import FormatError
 from visard.records import Float32Array, Int64Array
@@ -35,7 +34,6 @@ _WORDS = struct.Struct("<II")
 _WORDS_AND_FLAG = struct.Struct("<III")
 _HEADER = struct.Struct("<IfQQ")
 _WHOLE, _FIRST, _MIDDLE, _LAST = 0, 1, 2, 3
-_INDEX_CHUNK = 1 << 24
 _HEADER_ROWS = 1 << 16
 _FRONT = np.dtype(
     [
@@ -111,19 +109,40 @@ class RecordFile:
                 return self._map[start:end]
         return self.record(offset).image
 
-    def scan(self) -> Iterator[tuple[int, bytes]]:
-        """(offset, payload) of every record from the file's start; needs no index."""
+    def scan(self, problems: list[FormatError] | None = None) -> Iterator[tuple[int, bytes]]:
+        """(offset, payload) of every record from the file's start; needs no index.
+
+        Args:
+            problems: where given, what is wrong is added to it and the scan goes on at the next record.
+        """
         offset = 0
         while offset < self.size:
-            payload, following = self._read(offset)
+            try:
+                payload, following = self._read(offset)
+            except FormatError as error:
+                if problems is None:
+                    raise
+                problems.append(error)
+                offset = self._next_start(offset + 4)
+                continue
             yield offset, payload
             offset = following
 
-    def first_labels(self, offsets: Int64Array) -> Float32Array:
+    def _next_start(self, offset: int) -> int:
+        """The first place from `offset` on where a record may begin, the file's size if there is none."""
+        at = self._map.find(_MAGIC_BYTES, offset)
+        while 0 <= at <= self.size - _WORDS.size:
+            if at % 4 == 0 and _WORDS.unpack_from(self._map, at)[1] >> 29 in (_WHOLE, _FIRST):
+                return at
+            at = self._map.find(_MAGIC_BYTES, at + 1)
+        return self.size
+
+    def first_labels(self, offsets: Int64Array, problems: list[FormatError] | None = None) -> Float32Array:
         """(N,) float32: what `record(offset).labels[0]` gives, for all offsets at once (about 100 times faster).
 
         Args:
             offsets: (N,) int64 byte offsets of records.
+            problems: where given, what is wrong is added to it, and the label is NaN.
         """
         labels = np.empty(len(offsets), np.float32)
         data = np.frombuffer(self._map, np.uint8)
@@ -139,7 +158,13 @@ class RecordFile:
                 whole &= (length >= _FRONT.itemsize - _WORDS.size) & (fields["flag"] <= (length - _HEADER.size) // 4)
                 whole &= rows + _WORDS.size + length <= self.size
             for i in np.flatnonzero(~whole):  # parts, tiny records and everything that is wrong go the careful way
-                labels[start + i] = self.record(int(rows[i])).labels[0]
+                try:
+                    labels[start + i] = self.record(int(rows[i])).labels[0]
+                except FormatError as error:
+                    if problems is None:
+                        raise
+                    problems.append(error)
+                    labels[start + i] = np.nan
         return labels
 
     def _read(self, offset: int) -> tuple[bytes, int]:
@@ -209,67 +234,6 @@ def write_record(file: BinaryIO, payload: bytes) -> None:
         file.write(_WORDS.pack(MAGIC, kind << 29 | len(part)))
         file.write(part)
     file.write(bytes(-len(parts[-1]) % 4))
-
-
-def read_index(path: str | Path) -> tuple[Int64Array, Int64Array]:
-    """The text file `.idx`, lines of "key TAB offset".
-
-    Returns:
-        keys: (N,) int64, in the order of the file, unique.
-        offsets: (N,) int64, bytes.
-
-    Raises:
-        FormatError: a line that is not two numbers of at most 18 digits, or a key that comes twice.
-    """
-    path = Path(path)
-    pieces: list[Int64Array] = []
-    try:
-        with open(path, "rb") as file:
-            position = 0
-            while chunk := file.read(_INDEX_CHUNK):
-                chunk += file.readline()  # to the end of a line
-                pieces.append(_parse_index(chunk, path, position))
-                position += len(chunk)
-    except FileNotFoundError as error:
-        raise FormatError(path, "there is no such file") from error
-    rows = np.concatenate(pieces) if pieces else np.empty((0, 2), np.int64)
-    keys, offsets = np.ascontiguousarray(rows[:, 0]), np.ascontiguousarray(rows[:, 1])
-    if len(keys) and not (np.diff(keys) > 0).all():
-        ordered = np.sort(keys)
-        twice = ordered[1:][np.diff(ordered) == 0]
-        if len(twice):
-            raise FormatError(path, f"the key {twice[0]} comes twice; each record needs its own")
-    return keys, offsets
-
-
-def _parse_index(chunk: bytes, path: Path, position: int) -> Int64Array:
-    """(n, 2) int64 from whole lines, by one pass a digit instead of one call a line (10 times faster than int())."""
-    text = chunk.replace(b"\r\n", b"\n")
-    if not text.endswith(b"\n"):
-        text += b"\n"
-    data = np.frombuffer(text, np.uint8)
-    digits: NDArray[np.uint8] = data - np.uint8(ord("0"))
-    ends = np.flatnonzero(digits > 9)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts
-    good = len(ends) % 2 == 0 and (data[ends[0::2]] == ord("\t")).all() and (data[ends[1::2]] == ord("\n")).all()
-    if not good or lengths.min() < 1 or lengths.max() > 18:
-        raise _index_error(chunk, path, position)
-    values = np.zeros(len(ends), np.int64)
-    for place in range(int(lengths.max())):
-        at = ends - 1 - place
-        values += np.where(at >= starts, digits[at], 0).astype(np.int64) * 10**place
-    return values.reshape(-1, 2)
-
-
-def _index_error(chunk: bytes, path: Path, position: int) -> FormatError:
-    """The first wrong line of a chunk that holds one."""
-    for line in chunk.splitlines(keepends=True):
-        fields = line.rstrip(b"\r\n").split(b"\t")
-        if len(fields) != 2 or not all(f.isdigit() and len(f) <= 18 for f in fields):
-            break
-        position += len(line)
-    return FormatError(path, f"expected 'key TAB offset', got {line[:40]!r}", position)
 
 
 def _image_start(payload: bytes, path: str | Path, offset: int) -> int:
