@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.training import processes
 from visard import embed
 from visard.cli import main as visard
 from visard.config import IResNetConfig
-from visard.embed import embed_dataset, embed_to_directory, load_embeddings, save_embeddings
+from visard.embed import (
+    _batches,
+    _missing,
+    _union,
+    embed_dataset,
+    embed_to_directory,
+    load_embeddings,
+    save_embeddings,
+)
 from visard.errors import FormatError, UserError
 from visard.records import Embeddings, ModelSpec
 from visard.runtime import Embedder
@@ -50,6 +63,12 @@ def left_and_right(images: torch.Tensor) -> np.ndarray:
 
 def expected(crops: Crops) -> np.ndarray:
     return left_and_right(torch.from_numpy(np.stack([crops.image(row) for row in range(len(crops))])))
+
+
+def odd_zeros(images: torch.Tensor) -> np.ndarray:
+    """`left_and_right` with a third column of -0.0, which has bits of its own that adding up must keep."""
+    vectors: np.ndarray = np.where(np.arange(3) == 2, np.float32(-0.0), left_and_right(images)).astype(np.float32)
+    return vectors
 
 
 class StopsAfter:
@@ -231,3 +250,125 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert visard(arguments) == 2
     assert "exists; choose another name" in capsys.readouterr().err
     assert visard([*arguments[:3], str(tmp_path / "e2"), "--batch-size", "0"]) == 2
+
+
+def shared(count: int, **options: object) -> list[tuple[int, str, str]]:
+    return processes.finish(processes.start(count, "-m", "tests.embed_share", json.dumps(options, default=str)))
+
+
+def test_several_processes_give_the_bytes_of_one(tmp_path: Path) -> None:
+    """23 images in 5 batches over 3 processes, and in 2 batches, so that one process has none: each has the whole."""
+    for batch_size in (5, 20):
+        whole = embed_dataset(Embedder(SPEC, odd_zeros), Crops(), "none", batch_size, quiet=True).vectors
+        results = shared(3, out=tmp_path / "v", directory=False, batch_size=batch_size)
+        assert [code for code, _, _ in results] == [0, 0, 0], results
+        for rank in range(3):
+            assert np.load(tmp_path / f"v.{rank}.npy").tobytes() == whole.tobytes()
+
+
+def test_a_share_that_was_interrupted_is_taken_up_by_another_number_of_processes(tmp_path: Path) -> None:
+    """Of 5 batches rank 0 makes one of its two, rank 1 two of its three; one process makes the other two."""
+    out = tmp_path / "e"
+    codes = [code for code, _, _ in shared(2, out=out, directory=True, stop_after=[1, 2])]
+    assert codes == [130, 130]
+    assert sorted(p.name for p in (tmp_path / "e.partial").iterdir()) == [
+        "journal_00000.json",
+        "journal_00001.json",
+        "vectors.npy",
+    ]
+    code, _, errors = shared(1, out=out, directory=True, stop_after=[2])[0]
+    assert code == 0, errors
+    assert "going on after 15 of 23 images" in errors
+    np.testing.assert_allclose(load_embeddings(out).vectors[:, :2], expected(Crops())[:, :2], rtol=1e-6)
+    assert [p.name for p in tmp_path.iterdir()] == ["e"]
+
+
+def test_a_mistake_that_one_process_finds_ends_all(tmp_path: Path) -> None:
+    results = shared(2, out=tmp_path / "e", directory=True, bad=22)
+    assert [code for code, _, _ in results] == [2, 2]
+    for _, said, _ in results:
+        assert "non-finite embedding for p2/22.png" in said
+    assert not (tmp_path / "e").exists()
+
+
+def test_torchrun_embed(tmp_path: Path) -> None:
+    """The command under torchrun: one answer, one directory, the bytes of one process."""
+    import cv2
+
+    from visard.backbones import build
+    from visard.runtime import save_model, spec_for
+
+    config = IResNetConfig(blocks=(1, 1, 1, 1), width=8, embedding_dim=16, input_size=32)
+    save_model(build(config), spec_for(config), tmp_path / "model")
+    crops = Crops(11, size=32)
+    for row, image_id in enumerate(crops.ids):
+        (tmp_path / "data" / image_id).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "data" / image_id), crops.image(row)[:, :, ::-1])
+    command = ["-m", "visard.cli", "embed", str(tmp_path / "model"), str(tmp_path / "data")]
+    options = ["--batch-size", "3", "--device", "cpu", "--json"]
+    processes.run(1, *command, str(tmp_path / "one"), *options)
+    answers = [said for _, said, _ in processes.run(2, *command, str(tmp_path / "two"), *options)]
+    assert json.loads(answers[0])["images"] == 11
+    assert answers[1] == ""
+    for name in ("vectors.npy", "norms.npy", "ids.txt", "labels.npy", "spec.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
+class WatchedCrops(Crops):
+    """Notes which rows have been decoded, and in which thread."""
+
+    def __init__(self) -> None:
+        super().__init__(60)
+        self.decoded: dict[int, str] = {}
+
+    def image(self, index: int) -> np.ndarray:
+        self.decoded[index] = threading.current_thread().name
+        return super().image(index)
+
+
+def test_the_next_batches_are_decoded_while_one_is_embedded() -> None:
+    crops = WatchedCrops()
+    first = threading.Event()
+
+    def forward(images: torch.Tensor) -> np.ndarray:
+        if not first.is_set():
+            first.set()
+            until = time.monotonic() + 20
+            while len(crops.decoded) < 20 and time.monotonic() < until:
+                time.sleep(0.01)
+            assert len(crops.decoded) == 20  # BATCHES_AHEAD more of 5 each, and not one too many
+        return left_and_right(images)
+
+    found = embed_dataset(Embedder(SPEC, forward), crops, "none", 5, quiet=True)
+    np.testing.assert_allclose(found.vectors, expected(Crops(60)), rtol=1e-6)
+    assert threading.current_thread().name not in crops.decoded.values()
+
+
+def test_an_image_that_cannot_be_decoded_is_the_error_of_the_call() -> None:
+    class Damaged(Crops):
+        def image(self, index: int) -> np.ndarray:
+            if index == 17:
+                raise FormatError("p1/17.png", "the JPEG is cut off")
+            return super().image(index)
+
+    with pytest.raises(FormatError, match=r"p1/17\.png: the JPEG is cut off"):
+        embed_dataset(Embedder(SPEC, left_and_right), Damaged(), "none", 5, quiet=True)
+    assert not [thread for thread in threading.enumerate() if "decoding" in thread.name]
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=6), st.integers(1, 7), st.integers(1, 4))
+def test_what_is_open_is_done_once(done: list[tuple[int, int]], batch_size: int, world: int) -> None:
+    """Whatever was done before: the batches of all shares are exactly the rows that were not."""
+    stretches = _union([(min(pair), max(pair)) for pair in done if pair[0] != pair[1]])
+    rows_done = [row for first, end in stretches for row in range(first, end)]
+    assert rows_done == sorted({row for pair in done for row in range(min(pair), max(pair))})
+    batches = _batches(_missing(stretches, 30), batch_size)
+    shares = [batches[len(batches) * r // world : len(batches) * (r + 1) // world] for r in range(world)]
+    assert [row for share in shares for rows in share for row in rows] == sorted(set(range(30)) - set(rows_done))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_ids_with_odd_characters_survive_the_directory(tmp_path: Path) -> None:
+    ids = ("a b/1.jpg", "caf\u00e9/\u2028.jpg", "bytes\udcff.jpg", "tab\t.jpg")
+    save_embeddings(Embeddings(np.eye(4, dtype=np.float32), ids, np.zeros(4, np.int64), {}), tmp_path / "e")
+    assert load_embeddings(tmp_path / "e").ids == ids

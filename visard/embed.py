@@ -1,12 +1,14 @@
 """Embeddings of a data set: `visard embed MODEL DATA OUT`, and the directory that they are kept in.
 
 In: a model and a data set of aligned crops. Out: OUT with vectors.npy (N, D) float32, norms.npy (N,), ids.txt,
-    labels.npy (N,) and
-spec.json (the model's spec and what was done with the mirrored view). Anybody's vectors.npy with an ids.txt beside it
-will do for scoring; the other files are optional then.
+labels.npy (N,) and spec.json (the model's spec and what was done with the mirrored view). Anybody's vectors.npy with
+an ids.txt beside it will do for scoring; the other files are optional then.
 
-An interrupted run leaves OUT.partial, which the same command continues. One process embeds; several are not shared
-out yet.
+Under torchrun every process embeds its share of the batches. A batch holds the same images whatever the number of
+processes, so the bytes are those of one process where each computes alike: the same machine, threads a process and
+batch size. Otherwise they agree as float32 products of another order do (about 1e-6 of a vector's length).
+
+An interrupted run leaves OUT.partial, which the same command continues, with any number of processes.
 """
 
 from __future__ import annotations
@@ -15,24 +17,36 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.distributed as td
 import tyro
 
+from visard import dist
 from visard.console import Answer, progress, say
 from visard.data.dataset import BatchedDataset, FaceDataset, open_dataset
+from visard.device import choose_device
 from visard.errors import FormatError, UserError
-from visard.records import Embeddings, Float32Array, ModelSpec
+from visard.records import Embeddings, Float32Array, ModelSpec, UInt8Array
 from visard.runtime import Embedder, Flip, find_model, load
 
 FORMAT = 1
-JOURNAL = "journal.json"
+JOURNAL = "journal_{rank:05d}.json"
 JOURNAL_SECONDS = 5.0
+BATCHES_AHEAD = 3
+"""Batches decoded while one is embedded."""
+DECODING_THREADS = min(4, os.cpu_count() or 1)
+"""Decoding runs outside Python's lock."""
 NORM_ROWS = 65536
 
 
@@ -62,11 +76,20 @@ def main(config: EmbedConfig) -> Answer:
     """`visard embed`."""
     if config.out.exists():
         raise UserError(f"{config.out} exists; choose another name or remove it")
-    embedder = load(config.model, config.device, batch_size=config.batch_size)
-    dataset = open_dataset(config.data, size=embedder.spec.input_size)
-    embeddings = embed_to_directory(
-        embedder, dataset, config.out, config.flip, config.batch_size, hash_model(config.model)
-    )
+    device = choose_device(config.device) if "RANK" in os.environ else None
+    if device is not None and device.type == "cuda" and device.index is None:
+        device = choose_device(f"cuda:{dist.local_rank()}")
+    embedder = load(config.model, config.device if device is None else str(device), batch_size=config.batch_size)
+    dataset = open_dataset(config.data, size=embedder.spec.input_size, resize=True)
+    model_hash = hash_model(config.model)
+    if device is not None:
+        dist.init(device)
+    try:
+        if not dist.is_main():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # rank 0 answers for all
+        embeddings = embed_to_directory(embedder, dataset, config.out, config.flip, config.batch_size, model_hash)
+    finally:
+        dist.close()
     count, dim = embeddings.vectors.shape
     people = len(set(embeddings.labels[embeddings.labels >= 0].tolist()))
     value = {"out": str(config.out), "images": count, "embedding_dim": dim, "identities": people, "flip": config.flip}
@@ -80,21 +103,25 @@ def embed_dataset(
 ) -> Embeddings:
     """Embeddings in memory, for a data set that fits there.
 
+    In a process group every process calls it with the same arguments: each embeds its share, all get the whole.
+
     Args:
         embedder: the model.
-        dataset: crops of the model's own size.
+        dataset: crops of the model's own size; read from several threads.
         flip: "none", "sum" or "concat".
         batch_size: images decoded and embedded at once.
         quiet: without progress.
 
     Raises:
-        UserError: the data set's crops have another size, or an embedding is not finite.
+        UserError: the data set's crops have another size, or an embedding is not finite; in every process.
     """
-    vectors = np.empty((len(dataset), _dim(embedder, flip)), dtype=np.float32)
-    with progress("embedding", len(dataset), quiet=quiet) as bar:
-        for start, block in _blocks(embedder, dataset, flip, batch_size, 0):
+    vectors = np.zeros((len(dataset), _dim(embedder, flip)), dtype=np.float32)
+    mine = _my_share(_batches([(0, len(dataset))], batch_size))
+    with _failing_together(), progress(_title(), sum(map(len, mine)), quiet=quiet or not dist.is_main()) as bar:
+        for start, block in _blocks(embedder, dataset, flip, mine):
             vectors[start : start + len(block)] = block
             bar.advance(len(block))
+    _add_up(vectors)
     return Embeddings(vectors, tuple(dataset.ids), _labels(dataset), asdict(embedder.spec), flip)
 
 
@@ -103,8 +130,8 @@ def embed_to_directory(
 ) -> Embeddings:
     """As `embed_dataset`, written as it is made, and continued where an earlier call was interrupted.
 
-    OUT.partial holds the vectors and a journal: how many are done, and a key of everything that they depend on. With
-    another key it is begun anew.
+    OUT.partial holds the vectors and a journal of each process: which rows are done, and a key of everything that they
+    depend on. With another key it is begun anew. All processes must see it on one file system.
 
     Args:
         out: directory that appears when all is done.
@@ -119,31 +146,30 @@ def embed_to_directory(
         np.empty((len(dataset), 0), np.float32), tuple(dataset.ids), _labels(dataset), asdict(embedder.spec), flip
     )
     key = _key(header, model_hash)
-    done = _continue_from(partial, key)
-    shape = (len(dataset), _dim(embedder, flip))
-    if done is None:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        done = 0
-    path = partial / "vectors.npy"
-    fresh = done == 0
-    vectors = np.lib.format.open_memmap(path, "w+" if fresh else "r+", np.float32, shape if fresh else None)
-    _write_journal(partial, key, done)
-    if done:
-        say(f"{partial}: going on after {done:,} of {len(dataset):,} images")
-    with progress("embedding", len(dataset) - done) as bar:
+    rows_done = _begin(partial, key, (len(dataset), _dim(embedder, flip))) if dist.is_main() else []
+    rows_done = dist.broadcast_object(rows_done)
+    vectors = np.lib.format.open_memmap(partial / "vectors.npy", "r+")
+    mine = _my_share(_batches(_missing(rows_done, len(dataset)), batch_size))
+    # Rank 0 has noted what was done before; a share is one stretch of the open rows, with those between.
+    noted = rows_done if dist.is_main() else []
+    with _failing_together(), progress(_title(), sum(map(len, mine)), quiet=not dist.is_main()) as bar:
         written = time.monotonic()
-        for start, block in _blocks(embedder, dataset, flip, batch_size, done):
+        for start, block in _blocks(embedder, dataset, flip, mine):
             vectors[start : start + len(block)] = block
+            noted = _union([*noted, (start, start + len(block))])
             bar.advance(len(block))
             if time.monotonic() - written > JOURNAL_SECONDS:
                 vectors.flush()
-                _write_journal(partial, key, start + len(block))
+                _write_journal(partial, key, noted)
                 written = time.monotonic()
-    vectors.flush()
-    _write_sidecars(partial, Embeddings(vectors, header.ids, header.labels, header.spec, flip))
-    os.replace(partial, out)
-    (out / JOURNAL).unlink()
+        vectors.flush()
+        _write_journal(partial, key, noted)
+    if dist.is_main():
+        _write_sidecars(partial, Embeddings(vectors, header.ids, header.labels, header.spec, flip))
+        os.replace(partial, out)
+        for journal in _journals(out):
+            journal.unlink()
+    dist.barrier()
     return load_embeddings(out)
 
 
@@ -191,7 +217,8 @@ def load_embeddings(directory: str | Path) -> Embeddings:
     ids_path = directory / "ids.txt"
     if not ids_path.is_file():
         raise UserError(f"{directory}: ids.txt is missing; write one image id a line, in the order of vectors.npy")
-    ids = tuple(ids_path.read_text(encoding="utf-8").splitlines())
+    text = ids_path.read_text(encoding="utf-8", errors="surrogateescape")
+    ids = tuple(text.removesuffix("\n").split("\n")) if text else ()
     labels_path, spec_path = directory / "labels.npy", directory / "spec.json"
     if labels_path.is_file():
         labels = np.asarray(_load_array(labels_path, np.integer, 1), dtype=np.int64)
@@ -216,24 +243,79 @@ def hash_model(path: str | Path) -> str:
 
 
 def _blocks(
-    embedder: Embedder, dataset: FaceDataset, flip: Flip, batch_size: int, first: int
+    embedder: Embedder, dataset: FaceDataset, flip: Flip, batches: Sequence[range]
 ) -> Iterator[tuple[int, Float32Array]]:
+    """(first row, embeddings) of each batch; the next ones are decoded meanwhile."""
     size = embedder.spec.input_size
     if dataset.size != size:
         raise UserError(
             f"the data set's crops are {dataset.size} px, the model takes {size} px; prepare them with --size {size}"
         )
-    for start in range(first, len(dataset), batch_size):
-        rows = range(start, min(start + batch_size, len(dataset)))
-        if isinstance(dataset, BatchedDataset):
-            crops = dataset.images(np.array(rows, dtype=np.int64))
-        else:
-            crops = np.stack([dataset.image(row) for row in rows])
-        block = embedder.embed(crops, flip)
-        if not np.isfinite(block).all():
-            bad = rows[int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])]
-            raise UserError(f"the model gives a non-finite embedding for {dataset.ids[bad]}; its weights are damaged")
-        yield start, block
+    # Rendering computes with all of torch's threads by itself.
+    threads = 1 if isinstance(dataset, BatchedDataset) else DECODING_THREADS
+    pool = ThreadPoolExecutor(threads, "decoding")
+    try:
+        waiting: deque[Future[UInt8Array]] = deque()
+        for number, rows in enumerate(batches):
+            while len(waiting) <= BATCHES_AHEAD and number + len(waiting) < len(batches):
+                waiting.append(pool.submit(_crops, dataset, batches[number + len(waiting)]))
+            block = embedder.embed(waiting.popleft().result(), flip)
+            if not np.isfinite(block).all():
+                bad = rows[int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])]
+                raise UserError(
+                    f"the model gives a non-finite embedding for {dataset.ids[bad]}; its weights are damaged: "
+                    "take an earlier checkpoint or export it again"
+                )
+            yield rows.start, block
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _crops(dataset: FaceDataset, rows: range) -> UInt8Array:
+    if isinstance(dataset, BatchedDataset):
+        return dataset.images(np.array(rows, dtype=np.int64))
+    return np.stack([dataset.image(row) for row in rows])
+
+
+def _batches(stretches: Sequence[tuple[int, int]], batch_size: int) -> list[range]:
+    """Stretches of rows (first, end), cut into batches from their beginnings."""
+    return [
+        range(start, min(start + batch_size, end))
+        for first, end in stretches
+        for start in range(first, end, batch_size)
+    ]
+
+
+def _my_share(batches: Sequence[range]) -> Sequence[range]:
+    """This process's batches: one after another, as many as any other's or one less."""
+    rank, world = dist.rank(), dist.world_size()
+    return batches[len(batches) * rank // world : len(batches) * (rank + 1) // world]
+
+
+def _add_up(vectors: Float32Array) -> None:
+    """Every process's rows in every process, in place: the sum over processes of bits that all others left zero."""
+    if dist.world_size() == 1:
+        return
+    bits = torch.from_numpy(vectors.view(np.int32))
+    device = torch.device("cuda", torch.cuda.current_device()) if td.get_backend() == "nccl" else torch.device("cpu")
+    bits.copy_(dist.all_reduce_sum(bits.to(device)))
+
+
+@contextmanager
+def _failing_together() -> Iterator[None]:
+    """A user's mistake that one process finds is raised in all: the others would wait for it for ever."""
+    failure: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        failure = error
+    failures = [found for found in dist.all_gather_object(failure) if found is not None]
+    if failures:
+        raise failures[0]
+
+
+def _title() -> str:
+    return "embedding" if dist.world_size() == 1 else f"embedding, process 1 of {dist.world_size()}"
 
 
 def _dim(embedder: Embedder, flip: Flip) -> int:
@@ -251,19 +333,58 @@ def _key(header: Embeddings, model_hash: str) -> str:
     return digest.hexdigest()
 
 
-def _continue_from(partial: Path, key: str) -> int | None:
-    """How many vectors are there already, None if the directory is not there or was made from something else."""
-    journal = partial / JOURNAL
-    if not journal.is_file() or not (partial / "vectors.npy").is_file():
+def _begin(partial: Path, key: str, shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """The directory with vectors.npy, made or taken up; the stretches of rows that are done."""
+    done = _done_before(partial, key)
+    if done is None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        np.lib.format.open_memmap(partial / "vectors.npy", "w+", np.float32, shape).flush()
+        done = []
+    if done:
+        say(f"{partial}: going on after {sum(end - first for first, end in done):,} of {shape[0]:,} images")
+    _write_journal(partial, key, done)
+    for journal in _journals(partial):
+        if journal.name != JOURNAL.format(rank=0):
+            journal.unlink()
+    return done
+
+
+def _done_before(partial: Path, key: str) -> list[tuple[int, int]] | None:
+    """Stretches of rows that are there already, None if nothing is or it was made from something else."""
+    journals = [json.loads(path.read_text()) for path in _journals(partial)]
+    if not journals or not (partial / "vectors.npy").is_file() or any(values["key"] != key for values in journals):
         return None
-    values = json.loads(journal.read_text())
-    return int(values["done"]) if values["key"] == key else None
+    return _union([(first, end) for values in journals for first, end in values["done"]])
 
 
-def _write_journal(partial: Path, key: str, done: int) -> None:
-    temporary = partial / (JOURNAL + ".tmp")
+def _union(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The rows of all stretches, as few of them as possible, in order."""
+    joined: list[tuple[int, int]] = []
+    for first, end in sorted(stretches):
+        if joined and first <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((first, end))
+    return joined
+
+
+def _missing(done: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """The stretches of rows 0 to `count` between those that are done."""
+    edges = [0, *(edge for stretch in done for edge in stretch), count]
+    gaps = zip(edges[::2], edges[1::2], strict=True)
+    return [(first, end) for first, end in gaps if end > first]
+
+
+def _journals(partial: Path) -> list[Path]:
+    return sorted(partial.glob(JOURNAL.replace("{rank:05d}", "*")))
+
+
+def _write_journal(partial: Path, key: str, done: Sequence[tuple[int, int]]) -> None:
+    path = partial / JOURNAL.format(rank=dist.rank())
+    temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"key": key, "done": done}))
-    os.replace(temporary, partial / JOURNAL)
+    os.replace(temporary, path)
 
 
 def _write_sidecars(directory: Path, embeddings: Embeddings) -> None:
@@ -274,7 +395,8 @@ def _write_sidecars(directory: Path, embeddings: Embeddings) -> None:
     norms = [np.linalg.norm(block, axis=1).astype(np.float32) for block in blocks]  # never a second copy of all vectors
     np.save(directory / "norms.npy", np.concatenate([np.empty(0, np.float32), *norms]))
     np.save(directory / "labels.npy", embeddings.labels)
-    (directory / "ids.txt").write_text("".join(f"{image_id}\n" for image_id in embeddings.ids), encoding="utf-8")
+    text = "".join(f"{image_id}\n" for image_id in embeddings.ids)
+    (directory / "ids.txt").write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
     spec = {"format": FORMAT, "flip": embeddings.flip, "model": embeddings.spec}
     (directory / "spec.json").write_text(json.dumps(spec, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

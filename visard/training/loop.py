@@ -33,7 +33,10 @@ from visard.training.step import train_step
 from visard.training.watch import Seen, Watch
 
 Evaluate = Callable[[Embedder], dict[str, float]]
-"""The network as it is -> metrics by name; the largest "score" among them makes the best checkpoint."""
+"""The network as it is -> metrics by name; the largest "score" among them makes the best checkpoint.
+
+All processes call it at the same step with the same network, so that it can share out its work; rank 0's answer counts.
+"""
 
 
 def train(
@@ -52,7 +55,7 @@ def train(
     Args:
         recipe: all settings.
         dataset: what is trained on.
-        evaluate: called on rank 0 every `run.evaluate_every` steps (0: epochs) and at the end.
+        evaluate: called every `run.evaluate_every` steps (0: epochs) and at the end.
         augment: see `data.loader.Loader`.
         resume: go on with the run in `run.out` instead of beginning one; without a complete checkpoint it begins anew.
 
@@ -146,14 +149,12 @@ class _Loop:
         return self.parts.state.step / len(self.parts.loader)
 
     def _evaluate(self) -> bool:
-        """Scores the network on rank 0; all learn the score. Returns whether it is the best so far."""
+        """Scores the network, in all processes together. Returns whether it is the best so far."""
         assert self.evaluate is not None
         state = self.parts.state
-        metrics: dict[str, float] = {}
-        if dist.is_main():
-            metrics = self.evaluate(embedder_of(state.backbone, self.parts.spec))
-            self.log.record("val", state.step, self._epoch(), metrics)
-        metrics = dist.broadcast_object(metrics)
+        share_buffers(state.backbone)
+        metrics = dist.broadcast_object(self.evaluate(embedder_of(state.backbone, self.parts.spec)))
+        self.log.record("val", state.step, self._epoch(), metrics)
         if metrics["score"] < state.best_score:
             return False
         state.best_score, state.best_step = metrics["score"], state.step
