@@ -2,7 +2,8 @@
 
 In: aligned uint8 RGB crops, (B, S, S, 3) or a list of (S, S, 3). Out: (B, D) float32 numpy, raw (not normalised).
 `load` makes an Embedder from a path; `embedder_of` from a module in memory (evaluation during training).
-`save_model` writes a model directory: model.safetensors + spec.json, which `load` and `load_module` read.
+`save_model` writes a model directory: model.safetensors + spec.json, which `load` and `load_module` read; imported
+class centres lie beside them (`read_centres`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from visard.records import Float32Array, ModelSpec, UInt8Array
 WEIGHTS_NAME = "model.safetensors"
 SPEC_NAME = "spec.json"
 ONNX_NAME = "model.onnx"
+CENTRES_NAME = "centres.safetensors"
 
 Crops = UInt8Array | torch.Tensor | Sequence[UInt8Array]
 Flip = Literal["none", "sum", "concat"]
@@ -176,12 +178,15 @@ def embedder_of(module: nn.Module, spec: ModelSpec, *, batch_size: int = 64) -> 
     return Embedder(spec, forward, batch_size=batch_size)
 
 
-def save_model(module: nn.Module, spec: ModelSpec, directory: str | Path) -> Path:
+def save_model(
+    module: nn.Module, spec: ModelSpec, directory: str | Path, *, centres: torch.Tensor | None = None
+) -> Path:
     """Writes a model directory: model.safetensors + spec.json, complete or not at all.
 
     Args:
         module: the network whose configuration `spec.backbone` is.
         directory: must not exist yet.
+        centres: (C, D) class centres to keep beside it, as centres.safetensors.
 
     Raises:
         UserError: the directory exists.
@@ -195,12 +200,31 @@ def save_model(module: nn.Module, spec: ModelSpec, directory: str | Path) -> Pat
     try:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
         safetensors.torch.save_file(tensors, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
+        if centres is not None:
+            safetensors.torch.save_file({"weight": centres.contiguous()}, temporary / CENTRES_NAME)
         (temporary / SPEC_NAME).write_text(spec.to_json(), encoding="utf-8")
         os.replace(temporary, directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return directory
+
+
+def read_centres(path: str | Path) -> torch.Tensor | None:
+    """The (C, D) float32 class centres beside the model at `path`, None if there are none (a run keeps its own).
+
+    Raises:
+        FormatError: a damaged file.
+    """
+    file = find_model(Path(path)) / CENTRES_NAME
+    if not file.is_file():
+        return None
+    try:
+        return safetensors.torch.load_file(file)["weight"]
+    except (OSError, KeyError, safetensors.SafetensorError) as error:
+        raise FormatError(
+            file, f"no class centres readable as safetensors ({error}); import the model again"
+        ) from error
 
 
 def spec_for(module_config: object, **values: object) -> ModelSpec:

@@ -9,7 +9,6 @@ Source: Kim et al., AdaFace, arXiv:2204.00964, after face.evoLVe's IR networks; 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from visard.backbones.iresnet import NORM_EPS, float32_embedding

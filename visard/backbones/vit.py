@@ -1,7 +1,7 @@
 """The vision transformer of arcface_torch, in its parameter names and shapes: every patch has its say in the embedding.
 
 In: (B, 3, S, S) float32 normalised crops. Out: (B, D) float32 embeddings, not normalised.
-No class token: all tokens, laid end to end, go through Linear-BN-Linear-BN. While training, some tokens of each image are
+No class token: all tokens, end to end, go through Linear-BN-Linear-BN. While training, some tokens of each image are
 left out of the blocks and replaced by one learnt token after them, and blocks are skipped at random.
 
 Source: An et al., Killing Two Birds with One Stone, arXiv:2203.15565 (the networks of its WebFace42M results);
@@ -119,7 +119,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.attn = Attention(width, heads)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = Mlp(width, round(width * mlp_ratio))
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         x_BNC = x_BNC + self._sometimes(self.attn(self.norm1(x_BNC)))
