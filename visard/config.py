@@ -7,16 +7,13 @@ its `config`. No heavy import: `visard train --help` and `--dry-run` read this m
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Literal
 
+from visard.config_json import from_dict as from_dict
+from visard.config_json import to_dict as to_dict
 from visard.errors import UserError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +21,12 @@ class DataConfig:
     """What is trained on."""
 
     source: str = "rendered:400x20"
-    """A prepared data set (directory), an image folder, a .rec file, or `rendered:IDENTITIESxIMAGES[,seed=0][,first=0]`."""
+    """A prepared data set (directory), an image folder, a .rec, .bin or .tar file, a list of images, or
+    `rendered:IDENTITIESxIMAGES[,seed=0][,first=0]`; or several: `A + B * 2` (every image of B twice), or a .json file."""
+    same_names: Literal["apart", "merge"] = "apart"
+    """Whether people of equal names in several sources are two (called SOURCE/NAME) or one."""
+    broken: Literal["error", "skip"] = "error"
+    """An image that cannot be read stops the run, or is replaced by the next one that can and counted."""
     size: int = 112
     """Crop size in pixels; must be the data set's own unless `resize` allows another."""
     resize: bool = False
@@ -156,6 +158,7 @@ BackboneConfig = IResNetConfig | MobileFaceNetConfig | ViTConfig | ResNetConfig 
 class MarginConfig:
     """The general margin cos(m1 * theta + m2) - m3 on the target logit, and the scale of all logits (ArcFace, Eq. 4)."""
 
+    kind: Literal["combined"] = "combined"
     m1: float = 1.0
     m2: float = 0.5
     m3: float = 0.0
@@ -170,10 +173,79 @@ class MarginConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadConfig:
-    """The classifier: one centre a class, margin softmax cross-entropy."""
+class AdaFaceConfig:
+    """A margin that is angular for poor images and additive for good ones, told apart by their norms (arXiv:2204.00964)."""
 
-    margin: MarginConfig = field(default_factory=MarginConfig)
+    kind: Literal["adaface"] = "adaface"
+    m: float = 0.4
+    h: float = 0.333
+    """How far one standard deviation of the norm moves the margin between its two ends."""
+    t_alpha: float = 0.01
+    """Weight of the present step in the running mean and deviation of the norms."""
+    scale: float = 64.0
+    gradient: Literal["exact", "straight-through"] = "exact"
+
+    def __post_init__(self) -> None:
+        _check(self.scale > 0, f"head.margin.scale is {self.scale}; it must be above 0")
+        _check(0 < self.m < 1.5, f"head.margin.m is {self.m}; use above 0 to below 1.5")
+        _check(self.h > 0, f"head.margin.h is {self.h}; it must be above 0")
+        _check(0 < self.t_alpha <= 1, f"head.margin.t_alpha is {self.t_alpha}; use above 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurricularFaceConfig:
+    """ArcFace's margin, and hard negatives that weigh more the further training has come (arXiv:2004.00288)."""
+
+    kind: Literal["curricularface"] = "curricularface"
+    m: float = 0.5
+    momentum: float = 0.99
+    """Weight of the past in the running mean of the target cosines."""
+    scale: float = 64.0
+    gradient: Literal["exact", "straight-through"] = "exact"
+
+    def __post_init__(self) -> None:
+        _check(self.scale > 0, f"head.margin.scale is {self.scale}; it must be above 0")
+        _check(self.m >= 0, f"head.margin.m is {self.m}; it must not be negative")
+        _check(0 <= self.momentum < 1, f"head.margin.momentum is {self.momentum}; use 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MagFaceConfig:
+    """A margin that grows with the norm, which a regulariser draws upwards (arXiv:2103.06627)."""
+
+    kind: Literal["magface"] = "magface"
+    l_a: float = 10.0
+    """Norm at which the margin is `l_m`; below, the norm has no gradient."""
+    u_a: float = 110.0
+    """Norm at which the margin is `u_m`; above, the norm has no gradient."""
+    l_m: float = 0.45
+    u_m: float = 0.8
+    lambda_g: float = 35.0
+    """Weight of the regulariser 1 / a + a / u_a^2."""
+    scale: float = 64.0
+    gradient: Literal["exact", "straight-through"] = "exact"
+    """Of the cosine; that of the norm is always exact."""
+
+    def __post_init__(self) -> None:
+        _check(self.scale > 0, f"head.margin.scale is {self.scale}; it must be above 0")
+        _check(0 < self.l_a < self.u_a, f"head.margin.l_a {self.l_a} must be above 0 and below u_a {self.u_a}")
+        _check(0 <= self.l_m <= self.u_m, f"head.margin.l_m {self.l_m} must not be negative, nor above u_m {self.u_m}")
+        _check(self.lambda_g >= 0, f"head.margin.lambda_g is {self.lambda_g}; it must not be negative")
+
+
+AnyMarginConfig = MarginConfig | AdaFaceConfig | CurricularFaceConfig | MagFaceConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """The classifier: margin softmax cross-entropy over the cosines to the class centres."""
+
+    margin: AnyMarginConfig = field(default_factory=MarginConfig, metadata={"kind": "combined"})
+    subcentres: int = 1
+    """Centres a class; an image belongs to the nearest of them (Sub-centre ArcFace, ECCV 2020; 3 for noisy data)."""
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.subcentres <= 64, f"head.subcentres is {self.subcentres}; use 1 to 64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,95 +352,6 @@ class Recipe:
             self.backbone.input_size == self.data.size,
             f"backbone.input_size {self.backbone.input_size} and data.size {self.data.size} differ; give both the same",
         )
-
-
-def to_dict(value: Any) -> Any:
-    """A dataclass as plain JSON values: tuples become lists, paths strings."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple | list):
-        return [to_dict(item) for item in value]
-    if isinstance(value, dict):
-        return {key: to_dict(item) for key, item in value.items()}
-    return value
-
-
-def from_dict(cls: type[T], values: Any, *, where: str) -> T:
-    """The dataclass `cls` from JSON values.
-
-    Args:
-        where: file (and field) named in the error.
-
-    Raises:
-        UserError: an unknown key, a missing key, a wrong type or an impossible combination.
-    """
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: expected an object with the fields of {cls.__name__}, got {type(values).__name__}")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in values:
-        if key not in fields:
-            raise UserError(f"{where}: unknown key {key!r}; known are {', '.join(sorted(fields))}")
-    for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise UserError(f"{where}: the key {name!r} is missing")
-    return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()})
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        return _convert_union(arguments, value, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise UserError(f"{where}: {value!r} is not one of {', '.join(map(repr, arguments))}")
-        return value
-    if origin in (tuple, list):
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{where}: expected a list, got {value!r}")
-        variadic = origin is list or (len(arguments) == 2 and arguments[1] is Ellipsis)
-        if not variadic and len(value) != len(arguments):
-            raise UserError(f"{where}: expected {len(arguments)} values, got {len(value)}")
-        item_hints = [arguments[0]] * len(value) if variadic else list(arguments)
-        return origin(_convert(h, item, f"{where}[{i}]") for i, (h, item) in enumerate(zip(item_hints, value, strict=True)))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: expected an object, got {value!r}")
-        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where=where)
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, bool) or not isinstance(value, hint):
-        raise UserError(f"{where}: expected {hint.__name__}, got {value!r}")
-    return value
-
-
-def _convert_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and type(None) in members:
-        return None
-    tagged = {
-        typing.get_args(typing.get_type_hints(m)["kind"])[0]: m for m in members if dataclasses.is_dataclass(m)
-    }
-    if tagged and isinstance(value, dict):
-        kind = value.get("kind")
-        if kind not in tagged:
-            raise UserError(f"{where}: kind {kind!r} is not one of {', '.join(map(repr, tagged))}")
-        return from_dict(tagged[kind], value, where=where)
-    for member in members:
-        if member is not type(None):
-            try:
-                return _convert(member, value, where)
-            except UserError:
-                continue
-    raise UserError(f"{where}: {value!r} fits none of {', '.join(getattr(m, '__name__', str(m)) for m in members)}")
 
 
 def _check(condition: bool, message: str) -> None:

@@ -17,15 +17,16 @@ from visard.functional.margins import SIN_FLOOR, Margin
 ARC = functools.partial(margins.arcface, m2=0.5)
 COS = functools.partial(margins.cosface, m3=0.35)
 ALL = functools.partial(margins.combined, m1=1.35, m2=0.3, m3=0.2)
-SPHERE = functools.partial(margins.combined, m1=4.0, m2=0.0, m3=0.0)
+SPHERE = functools.partial(margins.sphereface, m1=4.0)
 MARGINS = {"plain": margins.plain, "cosface": COS, "arcface": ARC, "combined": ALL, "sphereface": SPHERE}
 
 
 def apply(margin: Margin, cos: Tensor) -> Tensor:
-    value, state, regulariser = margin(cos, torch.ones_like(cos), {})
-    assert state == {}
-    assert regulariser.item() == 0
-    return value
+    margined = margin(cos, torch.ones_like(cos), {}, margins.own_batch)
+    assert margined.state == {}
+    assert margined.regulariser is None
+    assert margined.hard is None
+    return margined.cos
 
 
 def slope(margin: Margin, cos: Tensor) -> Tensor:
@@ -145,3 +146,40 @@ def test_margins_that_mean_the_same_are_the_same() -> None:
     assert torch.equal(apply(functools.partial(margins.combined, m1=1.0, m2=0.5, m3=0.0), cos), apply(ARC, cos))
     assert torch.equal(apply(functools.partial(margins.combined, m1=1.0, m2=0.0, m3=0.35), cos), apply(COS, cos))
     assert torch.equal(apply(functools.partial(margins.combined, m1=1.0, m2=0.0, m3=0.0), cos), cos)
+    assert torch.equal(apply(functools.partial(margins.combined, m1=4.0, m2=0.0, m3=0.0), cos), apply(SPHERE, cos))
+
+
+def test_sphereface_is_the_papers_psi() -> None:
+    """Eq. 7 with k counted by hand: m = 4 at 20, 60, 100 and 170 degrees, k = 0, 1, 2 and 3."""
+    degrees = torch.tensor([20.0, 60.0, 100.0, 170.0], dtype=torch.float64)
+    expected = [math.cos(math.radians(4 * d)) * (-1) ** k - 2 * k for k, d in enumerate(degrees.tolist())]
+    assert apply(SPHERE, degrees.deg2rad().cos()).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_negative_shift_goes_on_rising_to_angle_zero() -> None:
+    """Below theta + m2 = 0 the cosine would fall again: psi = 2 - cos there."""
+    theta = torch.linspace(0.0, math.pi, 5001, dtype=torch.float64)
+    value = margins.continued_cosine(theta.cos(), 1.0, -0.4)
+    assert value[0].item() == pytest.approx(2 - math.cos(0.4), abs=1e-12)
+    assert (value.diff() < 0).all()
+    assert value.diff().abs().max() < 1.01 * math.pi / 5000
+
+
+def test_shift_has_its_exact_gradient() -> None:
+    cos = torch.tensor([0.9, 0.3, -0.5, -0.95, 0.99], dtype=torch.float64, requires_grad=True)
+    shift = torch.tensor([0.4, -0.3, 0.8, 0.7, -0.4], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda c, m: margins.continued_cosine(c, 1.5, m), (cos, shift), atol=1e-5)
+
+
+def test_harden_at_known_cosines_and_in_chunks() -> None:
+    """Above the threshold cos (t + cos), at and below it nothing; any split of the classes gives the same."""
+    cos = torch.tensor([[0.5, 0.2, -0.4], [0.5, 0.8, 0.1]], dtype=torch.float64, requires_grad=True)
+    hard = margins.HardNegatives(torch.tensor([0.2, 0.6], dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64))
+    whole = margins.harden(cos, hard)
+    expected = [[0.5 * 0.8, 0.2, -0.4], [0.5, 0.8 * 1.1, 0.1]]
+    torch.testing.assert_close(whole.detach(), torch.tensor(expected, dtype=torch.float64))
+    chunks = torch.cat([margins.harden(cos[:, i : i + 1], hard) for i in range(3)], dim=1)
+    assert torch.equal(whole, chunks)
+    (gradient,) = torch.autograd.grad(whole.sum(), cos)
+    slopes = [[0.3 + 2 * 0.5, 1.0, 1.0], [1.0, 0.3 + 2 * 0.8, 1.0]]
+    torch.testing.assert_close(gradient, torch.tensor(slopes, dtype=torch.float64))

@@ -8,7 +8,8 @@ import torch
 from visard.config import HeadConfig, MarginConfig
 from visard.functional import margins
 from visard.functional.softmax import margin_softmax_whole
-from visard.heads.full import FullHead, margin_of
+from visard.heads.full import FullHead
+from visard.heads.margin import margin_of
 from visard.records import Batch
 
 
@@ -67,8 +68,8 @@ def test_accuracy_counts_labelled_images_only(head: FullHead) -> None:
 def test_margin_of_a_configuration(gradient: str) -> None:
     config = MarginConfig(m1=1.2, m2=0.3, m3=0.1, gradient=gradient)  # type: ignore[arg-type]
     cos = torch.tensor([0.3], requires_grad=True)
-    value = margin_of(config)(cos, torch.ones(1), {})[0]
-    expected = margins.combined(cos, torch.ones(1), {}, m1=1.2, m2=0.3, m3=0.1)[0]
+    value = margin_of(config)(cos, torch.ones(1), {}, margins.own_batch).cos
+    expected = margins.combined(cos, torch.ones(1), {}, m1=1.2, m2=0.3, m3=0.1).cos
     assert torch.equal(value, expected)
     (ours,), (exact,) = torch.autograd.grad(value, cos), torch.autograd.grad(expected, cos)
     assert torch.equal(ours, exact) == (gradient == "exact")

@@ -3,20 +3,22 @@
 `margin_softmax_whole` is the reference in a few plain lines, with all (B, C) logits in memory; faster forms are tested
 against it.
 
-Letters: B images of a batch, D embedding size, C classes.
+Letters: B images of a batch, D embedding size, C classes, K centres of a class (one, but for Sub-centre ArcFace) or
+sums of a margin's statistics.
 Numerics: normalisation, cosine, margin and log-sum-exp in float32 (float64 for float64 embeddings), whatever autocast
 surrounds them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visard.functional.margins import Margin, MarginState
+from visard.functional.margins import Margin, MarginState, harden
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class SoftmaxOutput:
     state: MarginState
 
 
+def own_sums(sums_K: Tensor) -> Tensor:
+    """Where this call sees the whole optimizer step, its sums are the step's."""
+    return sums_K
+
+
 def margin_softmax_whole(
     emb_BD: Tensor,
     weight_CD: Tensor,
@@ -45,31 +52,56 @@ def margin_softmax_whole(
     scale: float,
     denominator: int,
     state: MarginState | None = None,
+    total: Callable[[Tensor], Tensor] = own_sums,
 ) -> SoftmaxOutput:
     """sum_B cross_entropy(scale * [cos, with margin(cos) at the label], label) / denominator.
 
-    Source: ArcFace (arXiv:1801.07698), Eq. 4, for any margin on the target.
+    Each image's loss has the margin's regulariser added, and its negatives are changed if the margin says so. The
+    cosine to a class of K centres is that to the nearest of them.
+    Source: ArcFace (arXiv:1801.07698), Eq. 4, for any margin on the target; Sub-centre ArcFace (Deng et al., ECCV
+    2020), Sec. 3.2, for K centres.
 
     Args:
         emb_BD: (B, D) embeddings, any float type, not normalised.
-        weight_CD: (C, D) class centres, not normalised.
+        weight_CD: (C, D) class centres, not normalised; or (C, K, D).
         labels_B: (B,) int64, 0..C-1, or -1 = unlabelled: no loss and no gradient.
         margin: see `visard.functional.margins`.
         scale: s, the logits' factor, > 0.
         denominator: images of the optimizer step over all processes; the shares of processes and micro-batches then
             sum to the mean.
         state: the margin's state; None = {}.
+        total: turns this call's (K,) sums over its labelled images into those of the whole optimizer step; asked by
+            margins with statistics only.
     """
     with torch.autocast(emb_BD.device.type, enabled=False):
         emb_BD = emb_BD if emb_BD.dtype == torch.float64 else emb_BD.float()
-        cos_BC = functional.normalize(emb_BD) @ functional.normalize(weight_CD.to(emb_BD.dtype)).T
+        cos_BC = cosines(emb_BD, weight_CD)
         labelled_B = labels_B >= 0
         column_B1 = labels_B.clamp(min=0).unsqueeze(1)
         cos_B = cos_BC.gather(1, column_B1).squeeze(1)
-        margin_cos_B, next_state, regulariser = margin(cos_B, emb_BD.norm(dim=1), state or {})
-        logits_BC = scale * cos_BC.scatter(1, column_B1, margin_cos_B.unsqueeze(1))
+
+        def total_of_labelled(values_KB: Tensor) -> Tensor:
+            return total(torch.where(labelled_B, values_KB, 0.0).sum(1))
+
+        margined = margin(cos_B, emb_BD.norm(dim=1), state or {}, total_of_labelled)
+        hardened_BC = cos_BC if margined.hard is None else harden(cos_BC, margined.hard)
+        logits_BC = scale * hardened_BC.scatter(1, column_B1, margined.cos.unsqueeze(1))
         loss = functional.cross_entropy(logits_BC, labels_B, ignore_index=-1, reduction="sum") / denominator
+        if margined.regulariser is not None:
+            loss = loss + torch.where(labelled_B, margined.regulariser, 0.0).sum() / denominator
         with torch.no_grad():
             correct_B = (cos_BC.argmax(1) == labels_B) & labelled_B
             target_cos_B = torch.where(labelled_B, cos_B, 0.0)
-    return SoftmaxOutput(loss + regulariser, target_cos_B, correct_B, next_state)
+    return SoftmaxOutput(loss, target_cos_B, correct_B, margined.state)
+
+
+def cosines(emb_BD: Tensor, weight_CD: Tensor) -> Tensor:
+    """(B, C) cosines to the class centres, of K centres the largest; in the embeddings' float type.
+
+    Args:
+        emb_BD: (B, D), not normalised; a zero vector has cosine 0 to all.
+        weight_CD: (C, D), or (C, K, D), not normalised.
+    """
+    centres = functional.normalize(weight_CD.to(emb_BD.dtype), dim=-1)
+    cos = functional.normalize(emb_BD) @ centres.flatten(0, -2).T
+    return cos if weight_CD.ndim == 2 else cos.view(len(cos), *weight_CD.shape[:2]).max(dim=2).values

@@ -6,16 +6,13 @@ Right up to some hundred thousand classes; the (B, C) logits and the replicated 
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor, nn
 
-from visard.config import HeadConfig, MarginConfig
-from visard.functional import margins
-from visard.functional.margins import Margin
+from visard.config import HeadConfig
 from visard.functional.softmax import margin_softmax_whole
 from visard.heads.base import Head
+from visard.heads.margin import HeadMargin
 from visard.records import Batch
 
 INIT_STD = 0.01
@@ -23,19 +20,29 @@ INIT_STD = 0.01
 
 
 class FullHead(Head):
-    """Margin softmax with one centre a class.
+    """Margin softmax; `weight` is (C, D), or (C, K, D) with K sub-centres a class.
 
     Args:
         num_classes: C.
         embedding_dim: D.
-        config: margin and scale.
+        config: margin, scale and sub-centres.
     """
 
     def __init__(self, num_classes: int, embedding_dim: int, config: HeadConfig) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_classes, embedding_dim).normal_(0.0, INIT_STD))
+        centres = (num_classes,) if config.subcentres == 1 else (num_classes, config.subcentres)
+        self.weight = nn.Parameter(torch.empty(*centres, embedding_dim).normal_(0.0, INIT_STD))
         self.scale = config.margin.scale
-        self._margin = margin_of(config.margin)
+        self.margin = HeadMargin(config.margin)
+
+    def begin_step(self, images_global: int | None = None) -> None:
+        """See `Head`; the margin's statistics of the step begin anew."""
+        super().begin_step(images_global)
+        self.margin.begin_step()
+
+    def after_step(self) -> None:
+        """See `Head`; the margin's running means go on by one step."""
+        self.margin.after_step()
 
     def forward(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and logs of one micro-batch.
@@ -48,10 +55,13 @@ class FullHead(Head):
             embeddings,
             self.weight,
             batch.labels,
-            self._margin,
+            self.margin.function,
             scale=self.scale,
             denominator=self.images_global(batch),
+            state=self.margin.state(),
+            total=self.margin.total,
         )
+        self.margin.remember(output.state)
         labelled = (batch.labels >= 0).sum().clamp(min=1)
         logs = {
             "cos_target": output.cos.sum() / labelled,
@@ -59,9 +69,3 @@ class FullHead(Head):
             "embedding_norm": embeddings.detach().float().norm(dim=1).mean(),
         }
         return output.loss, logs
-
-
-def margin_of(config: MarginConfig) -> Margin:
-    """The margin function that a configuration describes; one without state, so that the head has none to keep."""
-    margin: Margin = functools.partial(margins.combined, m1=config.m1, m2=config.m2, m3=config.m3)
-    return margins.straight_through(margin) if config.gradient == "straight-through" else margin

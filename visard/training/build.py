@@ -178,8 +178,9 @@ def _take_centres(path: Path, head: Head, identities: Sequence[str]) -> str:
         old = checkpoint.read_tensors(source, {"head.weight"}).get("head.weight")
         if old is None:
             return f"all {len(identities)} class centres are new (the head of {path} has none that could be taken)"
-        if old.shape[1] != weight.shape[1]:
-            return f"all {len(identities)} class centres are new (those of {path} have {old.shape[1]} dimensions)"
+        if old.shape[1:] != weight.shape[1:]:
+            shapes = f"{tuple(old.shape[1:])}, not {tuple(weight.shape[1:])}"
+            return f"all {len(identities)} class centres are new (those of {path} have the shape {shapes})"
         to, taken = map(list, zip(*pairs, strict=True))
         with torch.no_grad():
             weight[to] = old[taken].to(weight)
