@@ -51,6 +51,9 @@ COMMANDS = {
     "evaluate": Command(
         "visard.protocols.command", "", "score a model or embeddings: evaluate pairs MODEL DATA", words=("pairs",)
     ),
+    "pairs": Command(
+        "visard.protocols.make_pairs", "", "draw a list of pairs: pairs make DATA OUT.txt", words=("make",)
+    ),
     "import": Command("visard.deploy.importing", "ImportConfig", "weights from elsewhere -> a visard model"),
     "export": Command("visard.deploy.export", "ExportConfig", "a run or model -> ONNX, parity proved"),
     "report": Command("visard.report.command", "ReportConfig", "runs and results -> one HTML page"),

@@ -13,6 +13,7 @@ import torch
 
 from visard.cli import main as visard
 from visard.config import IResNetConfig
+from visard.data.formats.pair_bin import write_bin
 from visard.records import Result
 
 PEOPLE, IMAGES, SIZE = 8, 4, 32
@@ -131,6 +132,48 @@ def test_mistakes_are_one_line(made: Path, tmp_path: Path, capsys: pytest.Captur
     assert "no such file of pairs" in refused(capsys, *basic, "--pairs", tmp_path / "p.txt")
     assert "above 0" in refused(capsys, *basic, "--fars", "2.0")
     assert "at least 2" in refused(capsys, *basic, "--folds", "1")
+
+
+def write_bin_of(folder: Path, same: list[bool], path: Path) -> None:
+    """A .bin set of the folder's images: pair k is of persons k and k, or k and k + 1."""
+    images = []
+    for k, answer in enumerate(same):
+        person = k % PEOPLE
+        images.append((folder / f"p{person}" / f"{k % IMAGES}.png").read_bytes())
+        other = person if answer else (person + 1) % PEOPLE
+        images.append((folder / f"p{other}" / f"{(k + 1) % IMAGES}.png").read_bytes())
+    write_bin(path, images, same)
+
+
+def test_a_bin_set_has_its_own_pairs(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same = [True, False] * 20
+    write_bin_of(made / "data", same, tmp_path / "lfw.bin")
+    value = answer(capsys, made / "model", tmp_path / "lfw.bin", "--out", tmp_path / "out", "--examples", "1")
+    assert (value["counts"]["genuine"], value["counts"]["impostor"]) == (20, 20)
+    assert value["settings"]["folds"] == 10
+    assert value["settings"]["pairs"] == "lfw.bin"
+    assert value["metrics"]["accuracy"] > 0.8
+    assert (tmp_path / "out" / "pictures" / "hardest_genuine_01.jpg").is_file()
+    # The same from its embeddings, and no others.
+    assert visard(["embed", str(made / "model"), str(tmp_path / "lfw.bin"), str(tmp_path / "e")]) == 0
+    capsys.readouterr()
+    assert answer(capsys, tmp_path / "e", tmp_path / "lfw.bin")["metrics"] == value["metrics"]
+    write_bin_of(made / "data", same[:10], tmp_path / "other.bin")
+    error = refused(capsys, "pairs", tmp_path / "e", tmp_path / "other.bin")
+    assert "other.bin: its images are not those of the 80 embeddings" in error
+
+
+def test_a_bin_set_without_impostors_is_undefined(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bin_of(made / "data", [True] * 6, tmp_path / "genuine.bin")
+    out = tmp_path / "out"
+    arguments = ["evaluate", "pairs", str(made / "model"), str(tmp_path / "genuine.bin"), "--out", str(out)]
+    assert visard(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "6 pairs (6 genuine, 0 impostor)" in shown
+    assert "undefined: there is no impostor pair" in shown
+    assert visard(["report", str(out / "result.json"), str(tmp_path / "report.html")]) == 0
 
 
 def test_help_lists_the_protocols(capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,12 +124,31 @@ def test_missing_images_are_an_error_left_out_or_counted_wrong() -> None:
     json.loads(wrong.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-def test_one_kind_of_pair_or_one_fold_cannot_be_judged() -> None:
+def test_one_fold_cannot_be_judged() -> None:
     embeddings = at_angles([0, 1, 90, 91])
-    with pytest.raises(UserError, match="both kinds"):
-        evaluate_pairs(embeddings, make_pairs([(0, 1, True, 0), (2, 3, True, 1)]))
     with pytest.raises(UserError, match="one fold"):
         evaluate_pairs(embeddings, make_pairs([(0, 1, True, 7), (1, 2, False, 7)]))
+    with pytest.raises(UserError, match="of none of them both images"):
+        evaluate_pairs(embeddings, make_pairs([(0, -1, True, 0), (-1, 2, False, 1)]), missing="skip")
+
+
+@pytest.mark.parametrize("kind", [True, False])
+@pytest.mark.parametrize("folds", [1, 2])
+def test_with_one_kind_of_pair_every_rate_is_undefined(kind: bool, folds: int) -> None:
+    """As in a .bin set without impostors: no crash, no accuracy of 100 %, the scores all the same."""
+    embeddings = at_angles([0, 1, 90, 91])
+    both = [(0, 1, True, 0), (2, 3, True, 1), (0, 2, False, 0), (1, 3, False, 1)]
+    usual = evaluate_pairs(embeddings, make_pairs(both))
+    pairs = make_pairs([(a, b, kind, f % folds) for a, b, same, f in both if same == kind])
+    result = evaluate_pairs(embeddings, pairs)
+    assert result.metrics.keys() == usual.metrics.keys()
+    assert set(result.metrics.values()) == {None}
+    assert result.intervals == {}
+    assert result.counts["pairs"] == 2
+    heights = {name: sum(curve["y"]) for name, curve in result.curves.items()}
+    assert heights == {"genuine_scores": 2 * kind, "impostor_scores": 2 * (not kind)}
+    assert len(result.examples["hardest_genuine"]) == 2 * kind
+    assert Result.from_json(result.to_json()) == result
 
 
 def test_a_threshold_that_accepts_everything_is_written_as_none() -> None:

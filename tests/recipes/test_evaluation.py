@@ -13,6 +13,8 @@ import pytest
 from tests.recipes.test_train import RECIPE_FILE
 from tests.training import processes
 from tests.training.conftest import PaintedFaces
+from visard.cli import main
+from visard.data.formats.pair_bin import write_bin
 from visard.errors import UserError
 from visard.recipes import load_recipe
 from visard.recipes.evaluation import pair_evaluation
@@ -53,8 +55,35 @@ def test_two_processes_evaluate_like_one(work: Path) -> None:
     assert 0.5 <= alone["score"] <= 1
 
 
-def test_no_validation_set_is_no_evaluation() -> None:
-    assert pair_evaluation(load_recipe("rendered_tiny")) is None or load_recipe("rendered_tiny").run.val
+def bin_of(work: Path, name: str, same: list[bool]) -> str:
+    """A pair set of images of others/, each pair of one person or of two."""
+    people = [f"other{i}" for i in range(6)]
+    images = []
+    for k, answer in enumerate(same):
+        other = people[(k + (not answer)) % 6]
+        images += [work / "others" / people[k % 6] / f"{k % 8}.png", work / "others" / other / f"{(k + 1) % 8}.png"]
+    write_bin(work / name, [path.read_bytes() for path in images], same)
+    return str(work / name)
+
+
+def test_bin_sets_beside_others(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--val a.bin b.bin others`: one without impostors is said once and is not in the score."""
+    first, second = bin_of(work, "agedb_30.bin", [True, False] * 10), bin_of(work, "genuine.bin", [True] * 4)
+    assert main(["train", "tiny.py:tiny", "--data", "faces", "--epochs", "1", "--out", "bins",
+                 "--val", first, second, "others"]) == 0  # fmt: skip
+    said = capsys.readouterr().err
+    assert said.count("genuine.bin has only one kind of pair") + said.count("genuine has only one kind of pair") == 1
+    rows = [json.loads(line) for line in (work / "bins" / "metrics.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if row["kind"] == "val"]
+    assert row["score"] == pytest.approx((row["agedb_30/accuracy"] + row["others/accuracy"]) / 2)
+    assert not [key for key in row if key.startswith("genuine/")]
+    assert main(["train", "tiny.py:tiny", "--data", "faces", "--out", "none", "--val", second]) == 2
+    assert "no set has genuine and impostor pairs" in capsys.readouterr().err
+    assert not (work / "none").exists()
+
+
+def test_no_validation_set_is_no_evaluation(work: Path) -> None:
+    assert pair_evaluation(load_recipe("tiny.py:tiny")) is None
 
 
 def test_two_sets_of_one_name_are_refused(work: Path) -> None:

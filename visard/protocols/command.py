@@ -1,8 +1,7 @@
 """`visard evaluate PROTOCOL MODEL|EMBEDDINGS DATA`: embeds what is not embedded yet and hands it to the protocol.
 
 In: a model with a data set, or an embeddings directory. Out: the result as a table or JSON, and with `--out` a folder
-    with
-result.json and the hardest pairs as pictures.
+with result.json and the hardest pairs as pictures.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ from visard.data.dataset import FaceDataset, open_dataset
 from visard.embed import embed_dataset, is_embeddings, load_embeddings
 from visard.errors import UserError
 from visard.pages import contact_sheet, write_image
-from visard.protocols.pairs import FARS, Missing, Pairs, draw_pairs, evaluate_pairs, far_name, read_pairs
+from visard.protocols.drawing import draw_pairs, own_pairs
+from visard.protocols.pairs import FARS, Missing, Pairs, evaluate_pairs, far_name, read_pairs
 from visard.records import Embeddings, Result
 from visard.runtime import Flip, load
 
@@ -35,9 +35,10 @@ class PairsConfig:
     model: tyro.conf.Positional[Path]
     """Run directory, model directory, .onnx file or embeddings directory."""
     data: tyro.conf.Positional[str] = ""
-    """Data set of aligned crops; with embeddings only needed for pictures."""
+    """Data set of aligned crops, or a .bin pair set; with embeddings only needed for pictures and a .bin's answers."""
     pairs: Path | None = None
-    """LFW's pairs.txt or a list `left right same [fold]`; without it pairs are drawn from the labels."""
+    """List of pairs: LFW's, CALFW's, CPLFW's, AgeDB-30's, CFP's Protocol/Split/FP, or `left right same [fold]`. Without
+    one a .bin has its own, and of other data they are drawn from the labels."""
     flip: Flip = "none"
     """Mirrored view: not used, its embedding added, or put behind."""
     missing: Missing = "error"
@@ -92,15 +93,18 @@ def run(arguments: list[str]) -> Answer:
 def evaluate(config: PairsConfig) -> Answer:
     """The pair protocol from files to files."""
     embeddings, dataset = _embeddings(config)
+    ids, pairs = embeddings.ids, None
     if config.pairs is not None:
-        ids = embeddings.ids
         pairs = read_pairs(config.pairs, ids, folds=config.folds, allow_missing=config.missing != "error")
     else:
-        pairs = draw_pairs(embeddings.labels, embeddings.ids, config.count, config.folds, config.seed)
+        pairs = own_pairs(dataset, ids, config.folds, config.data)
+    drawn = pairs is None
+    if pairs is None:
+        pairs = draw_pairs(embeddings.labels, ids, config.count, config.folds, config.seed)
     result = evaluate_pairs(embeddings, pairs, fars=config.fars, missing=config.missing, examples=config.examples)
     settings = result.settings | {"model": str(config.model), "data": config.data}
     result = dataclasses.replace(result, settings=settings)
-    remarks = _remarks(config, pairs, result)
+    remarks = _remarks(config, pairs, result, drawn=drawn)
     if config.out is not None:
         config.out.mkdir(parents=True, exist_ok=True)
         if config.pictures and dataset is not None:
@@ -116,9 +120,15 @@ def evaluate(config: PairsConfig) -> Answer:
 def result_text(result: Result) -> str:
     """The result as a table for people, undefined rates included."""
     values, counts = result.metrics, result.counts
-    lines = [
+    head = (
         f"{counts['pairs']:,} pairs ({counts['genuine']:,} genuine, {counts['impostor']:,} impostor) "
-        f"of {counts['images']:,} images, {result.settings['folds']} folds, flip {result.settings['flip']}",
+        f"of {counts['images']:,} images, {result.settings['folds']} folds, flip {result.settings['flip']}"
+    )
+    if values["accuracy"] is None:
+        kind = "impostor" if counts["genuine"] else "genuine"
+        return f"{head}\n\n  undefined: there is no {kind} pair, so no accuracy, EER or TAR at a FAR"
+    lines = [
+        head,
         "",
         f"  {'accuracy':<18}{_percent(values['accuracy'])} ± {_percent(values['accuracy_std']).strip()}   "
         f"95 % {_interval(result, 'accuracy')}",
@@ -156,19 +166,19 @@ def _embeddings(config: PairsConfig) -> tuple[Embeddings, FaceDataset | None]:
     return embed_dataset(embedder, dataset, config.flip, config.batch_size), dataset
 
 
-def _remarks(config: PairsConfig, pairs: Pairs, result: Result) -> list[str]:
+def _remarks(config: PairsConfig, pairs: Pairs, result: Result, *, drawn: bool) -> list[str]:
     counts, remarks = result.counts, []
     if counts["pairs_missing"]:
         fate = "left out" if config.missing == "skip" else "counted as wrong"
         remarks.append(
             f"\n{counts['pairs_missing']:,} of {len(pairs):,} pairs name an image that is not there: {fate}."
         )
-    if config.pairs is None and min(counts["genuine"], counts["impostor"]) < config.count:
+    if drawn and min(counts["genuine"], counts["impostor"]) < config.count:
         remarks.append(
             f"\n{config.count:,} pairs of each kind were asked for, the data set has {counts['genuine']:,} genuine and "
             f"{counts['impostor']:,} impostor pairs within its folds."
         )
-    if config.pairs is None and result.settings["folds"] < config.folds:
+    if drawn and result.settings["folds"] < config.folds:
         remarks.append(f"\n{result.settings['folds']} folds instead of {config.folds}: each needs two identities.")
     return remarks
 

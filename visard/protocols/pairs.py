@@ -1,10 +1,9 @@
 """Verification on pairs of images, LFW style: are these two the same person?
 
-In: embeddings (never a model) and pairs: from LFW's pairs.txt, from one's own list, or drawn from labels. Out: a
-    `Result` with fold
-accuracy, AUC, EER, TAR at FARs with intervals, ROC, score histograms and the hardest pairs.
+In: embeddings (never a model) and pairs: from a list, from a `.bin` set, or drawn from labels. Out: a `Result` with
+fold accuracy, AUC, EER, TAR at FARs with intervals, ROC, score histograms and the hardest pairs.
 
-Scores are cosines of the embeddings. The files are read by `pair_files.py`.
+Scores are cosines of the embeddings. The files are read by `pair_files.py`, pairs are drawn by `drawing.py`.
 
 Letters: N images, P pairs, D embedding size.
 """
@@ -16,12 +15,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from visard.errors import UserError
 from visard.functional import metrics
+from visard.protocols.drawing import draw_pairs
 from visard.protocols.pair_files import Pairs, read_lfw_pairs, read_pair_list, read_pairs
-from visard.records import Embeddings, Int64Array, ModelSpec, Result
+from visard.records import Embeddings, ModelSpec, Result
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
@@ -42,62 +42,6 @@ Missing = Literal["error", "skip", "wrong"]
 
 CHUNK_PAIRS = 256
 """Pairs scored at once: two blocks of 256 x 512 float32 are 1 MB, still in cache when they are multiplied."""
-
-
-def draw_pairs(labels: ArrayLike, ids: Sequence[str], count: int = 3000, folds: int = 10, seed: int = 0) -> Pairs:
-    """Genuine and impostor pairs drawn at random, in folds that share no identity.
-
-    The draw depends on ids, labels and seed, not on the order of the rows. Within a fold the genuine pairs are spread
-    over its identities as evenly as they have pairs; the impostors are uniform over all pairs of images of two
-    identities. No pair comes twice, none is of an image with itself, unlabelled images take no part.
-
-    Args:
-        labels: (N,) int64 identity of each image, -1 = unlabelled.
-        ids: N image ids.
-        count: genuine pairs, and as many impostors, over all folds, as evenly as they have them; fewer if all of them
-            together do not have so many.
-        folds: at most; fewer where there are not two identities for each.
-        seed: of the draw.
-
-    Raises:
-        UserError: fewer than four identities, or no identity has two images.
-    """
-    label_N = np.asarray(labels, dtype=np.int64)
-    if count < 1 or folds < 2:
-        raise UserError(f"pairs: {count} pairs in {folds} folds cannot be drawn; use at least 1 pair and 2 folds")
-    by_id = np.argsort(np.asarray(ids, dtype=np.str_), kind="stable") if len(ids) else np.empty(0, np.int64)
-    by_id = by_id[label_N[by_id] >= 0]
-    # Identities numbered by their first id, so that a data set with other label numbers gives the same pairs.
-    names, first = np.unique(label_N[by_id], return_index=True)
-    if len(names) < 4:
-        raise UserError(f"pairs: {len(names)} identities are too few to draw pairs in two folds; at least 4 are needed")
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(names))
-    identity = rank[np.searchsorted(names, label_N[by_id])]
-    folds = min(folds, len(names) // 2)
-    generator = np.random.default_rng([seed, 0x9A1C5])
-    fold_of_identity = np.empty(len(names), dtype=np.int64)
-    fold_of_identity[generator.permutation(len(names))] = np.arange(len(names)) % folds
-
-    members = []
-    for k in range(folds):
-        inside = np.flatnonzero(fold_of_identity[identity] == k)
-        inside = inside[np.argsort(identity[inside], kind="stable")]
-        sizes = np.bincount(identity[inside], minlength=len(names))
-        members.append((by_id[inside], sizes[sizes > 0]))
-    genuine_quotas = _level(np.array([_genuine_pairs(sizes).sum() for _, sizes in members]), count, generator)
-    impostor_quotas = _level(np.array([_impostor_pairs(sizes) for _, sizes in members]), count, generator)
-    parts = []
-    for k, (rows, sizes) in enumerate(members):
-        genuine = _draw_genuine(sizes, int(genuine_quotas[k]), generator)
-        impostor = _draw_impostors(sizes, int(impostor_quotas[k]), generator)
-        both = np.concatenate([genuine, impostor])
-        same = np.arange(len(both)) < len(genuine)
-        parts.append((rows[both[:, 0]], rows[both[:, 1]], same, np.full(len(both), k, dtype=np.int64)))
-    left, right, same_all, fold = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    if not same_all.any():
-        raise UserError("pairs: no identity has two images, so there is no genuine pair to draw")
-    return Pairs(left, right, same_all, fold, source=f"drawn: count {count}, folds {folds}, seed {seed}")
 
 
 def pair_scores(embeddings: Embeddings, pairs: Pairs) -> NDArray[np.float64]:
@@ -135,6 +79,8 @@ def evaluate_pairs(
 ) -> Result:
     """Scores the pairs and says everything there is to say about the scores.
 
+    With only genuine or only impostor pairs there is no accuracy and no rate at a FAR: they are None, undefined.
+
     Args:
         embeddings: of the images that the pairs name.
         pairs: see `Pairs`; at least two folds.
@@ -146,7 +92,7 @@ def evaluate_pairs(
         histogram_bins: between the lowest and the highest score.
 
     Raises:
-        UserError: missing images with "error", fewer than two folds, only one kind of pair, a zero vector.
+        UserError: missing images with "error", no pair that can be scored, fewer than two folds, a zero vector.
     """
     present = pairs.present
     absent = int((~present).sum())
@@ -166,7 +112,8 @@ def evaluate_pairs(
         "impostor": int((~counted.same).sum()),
         "pairs_missing": absent,
     }
-    values, intervals, curves = _measure(scores, judged, counted, fars)
+    answerable = bool(len(genuine) and len(impostor))
+    values, intervals, curves = _measure(scores, judged, counted, fars) if answerable else (_undefined(fars), {}, {})
     edges = np.histogram_bin_edges(scores, bins=histogram_bins)
     for name, part in (("genuine_scores", genuine), ("impostor_scores", impostor)):
         heights, _ = np.histogram(part, bins=edges)
@@ -262,14 +209,21 @@ def _name_broken(embeddings: Embeddings, pairs: Pairs) -> str:
 
 
 def _check_answerable(pairs: Pairs) -> None:
-    genuine = int(pairs.same.sum())
-    if genuine == 0 or genuine == len(pairs):
-        raise UserError(f"pairs: {genuine} genuine and {len(pairs) - genuine} impostor pairs; both kinds are needed")
-    folds = len(np.unique(pairs.fold))
-    if folds < 2:
+    if not len(pairs):
+        raise UserError("pairs: of none of them both images have an embedding; is this the right data set?")
+    if len(np.unique(pairs.fold)) < 2 and 0 < pairs.same.sum() < len(pairs):
         raise UserError(
-            "pairs: all are in one fold; a threshold is chosen on the other folds, so at least 2 are needed"
+            "pairs: all are in one fold; a threshold is chosen on the other folds, so number at least 2 of them, "
+            "or leave the folds out to have them dealt"
         )
+
+
+def _undefined(fars: Sequence[float]) -> dict[str, float | None]:
+    """The metrics of `_measure` where one kind of pair is lacking."""
+    names = ["accuracy", "accuracy_std", "accuracy_usual_grid", "accuracy_usual_grid_std", "threshold", "auc", "eer"]
+    for far in fars:
+        names += [far_name(far), far_name(far).replace("tar@", "threshold@")]
+    return dict.fromkeys(names)
 
 
 def _hardest(
@@ -299,56 +253,3 @@ def _usable(value: float) -> float | None:
 
 def _spec_hash(spec: dict[str, Any]) -> str:
     return ModelSpec(**spec).hash if spec else ""
-
-
-def _genuine_pairs(sizes: Int64Array) -> Int64Array:
-    """Pairs within each identity."""
-    return sizes * (sizes - 1) // 2
-
-
-def _impostor_pairs(sizes: Int64Array) -> int:
-    """Pairs of images of two identities."""
-    return (int(sizes.sum()) ** 2 - int((sizes**2).sum())) // 2
-
-
-def _draw_genuine(sizes: Int64Array, quota: int, generator: np.random.Generator) -> Int64Array:
-    """(Q, 2) rows of a fold whose identities lie one after another with `sizes` images each."""
-    available = _genuine_pairs(sizes)
-    wanted = _level(available, quota, generator)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    drawn = [np.empty((0, 2), dtype=np.int64)]
-    for start, size, there, want in zip(starts, sizes, available, wanted, strict=True):
-        if want:
-            number = generator.choice(there, size=want, replace=False)
-            # Pair number q of `size` images: image b with all before it makes the numbers b (b - 1) / 2 onwards.
-            second = np.searchsorted(np.arange(size) * (np.arange(size) - 1) // 2, number, side="right") - 1
-            drawn.append(start + np.stack([number - second * (second - 1) // 2, second], axis=1))
-    return np.concatenate(drawn)
-
-
-def _draw_impostors(sizes: Int64Array, quota: int, generator: np.random.Generator) -> Int64Array:
-    """(Q, 2) rows of two identities: row r pairs with every row after its own identity's block."""
-    total = int(sizes.sum())
-    block_end = np.repeat(np.cumsum(sizes), sizes)
-    partners = total - block_end
-    ends = np.cumsum(partners)
-    number = generator.choice(int(ends[-1]), size=quota, replace=False)
-    left = np.searchsorted(ends, number, side="right")
-    right = block_end[left] + number - (ends[left] - partners[left])
-    return np.stack([left, right], axis=1)
-
-
-def _level(available: Int64Array, quota: int, generator: np.random.Generator) -> Int64Array:
-    """How many to take of each so that `quota` are taken in all, as evenly as `available` allows, the rest by lot."""
-    quota = min(quota, int(available.sum()))
-    low, high = 0, int(available.max(initial=0))
-    while low < high:  # the highest level that does not exceed the quota
-        middle = (low + high + 1) // 2
-        if np.minimum(available, middle).sum() <= quota:
-            low = middle
-        else:
-            high = middle - 1
-    taken = np.minimum(available, low)
-    more = np.flatnonzero(available > low)
-    taken[generator.permutation(more)[: quota - int(taken.sum())]] += 1
-    return taken

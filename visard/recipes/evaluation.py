@@ -1,6 +1,7 @@
 """The evaluation during training: pair accuracy on validation sets, composed from embed and protocols.
 
-In: `run.val`, such as "faces-of-others" or "lfw::pairs.txt". Out: the callable that `training.loop.train` takes.
+In: `run.val`, such as "faces-of-others", "lfw::pairs.txt" or "agedb_30.bin". Out: the callable that
+`training.loop.train` takes.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from visard import dist
 from visard.config import Recipe
+from visard.console import say
 from visard.data.dataset import FaceDataset, open_dataset
 from visard.embed import embed_dataset
 from visard.errors import UserError
-from visard.protocols.pairs import Pairs, draw_pairs, evaluate_pairs, read_pairs
+from visard.protocols.drawing import draw_pairs, own_pairs
+from visard.protocols.pairs import Pairs, evaluate_pairs, read_pairs
 from visard.records import Float32Array, Int64Array, UInt8Array
 from visard.runtime import Embedder
 
@@ -29,7 +33,8 @@ LOGGED = ("accuracy", "auc", "eer", "tar@far=1e-2", "tar@far=1e-3")
 def pair_evaluation(recipe: Recipe) -> Callable[[Embedder], dict[str, float]] | None:
     """What to call with the network, None if the recipe names no validation set.
 
-    The score is the mean accuracy over the sets. Embeddings are of the plain view (no flip), as the fastest.
+    The score is the mean accuracy over the sets that have one (a set without impostor pairs has none). Embeddings are
+    of the plain view (no flip), as the fastest. In a process group every process calls it, and embeds a share.
 
     Raises:
         UserError: a set or its pairs cannot be used; found before training starts.
@@ -41,12 +46,19 @@ def pair_evaluation(recipe: Recipe) -> Callable[[Embedder], dict[str, float]] | 
     if len(set(names)) != len(names):
         raise UserError(f"run.val: two sets have the same name ({', '.join(names)}); rename a folder")
 
+    scored = [s.name for s in sets if 0 < s.pairs.same.sum() < len(s.pairs)]
+    for one in sets:
+        if one.name not in scored and dist.is_main():
+            say(f"run.val: {one.name} has only one kind of pair; its accuracy is undefined and not in the score")
+    if not scored:
+        raise UserError("run.val: no set has genuine and impostor pairs; name one that has both, or none")
+
     def evaluate(embedder: Embedder) -> dict[str, float]:
         metrics: dict[str, float] = {}
         for one in sets:
             result = evaluate_pairs(embed_dataset(embedder, one.images, quiet=True), one.pairs, examples=0)
             metrics |= {f"{one.name}/{key}": value for key in LOGGED if (value := result.metrics.get(key)) is not None}
-        return {"score": float(np.mean([metrics[f"{name}/accuracy"] for name in names])), **metrics}
+        return {"score": float(np.mean([metrics[f"{name}/accuracy"] for name in scored])), **metrics}
 
     return evaluate
 
@@ -63,6 +75,8 @@ def _open(entry: str, recipe: Recipe) -> _ValidationSet:
     dataset = open_dataset(source, size=recipe.data.size, resize=True)
     if pairs_file:
         pairs = read_pairs(pairs_file, dataset.ids)
+    elif (own := own_pairs(dataset, dataset.ids, 10, source)) is not None:
+        pairs = own
     else:
         pairs = draw_pairs(dataset.labels, dataset.ids, count=recipe.run.val_pairs, seed=recipe.run.seed)
     used = np.unique(np.concatenate([pairs.left, pairs.right]))
