@@ -115,3 +115,31 @@ def test_embedding_on_its_centre_has_a_finite_gradient_with_arcface() -> None:
     assert emb.grad is not None
     assert emb.grad.isfinite().all()
     assert emb.grad.abs().max() <= 64.0
+
+
+def test_the_nearest_subcentre_counts() -> None:
+    """K = 2: the loss is that of each class's nearer centre alone; the farther one has no gradient."""
+    emb, _, labels = problem()
+    generator = torch.Generator().manual_seed(2)
+    pairs = torch.randn(11, 2, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda e, w: margin_softmax_whole(e, w, labels, ARC, scale=8.0, denominator=7).loss, (emb, pairs), atol=1e-6
+    )
+    for row in range(len(labels)):
+        one = emb[row : row + 1]
+        cos = torch.nn.functional.cosine_similarity(one.unsqueeze(1), pairs, dim=2)
+        nearest = pairs[torch.arange(11), cos.argmax(dim=1)]
+        mine = margin_softmax_whole(one, pairs, labels[row : row + 1], ARC, scale=8.0, denominator=7)
+        plain = margin_softmax_whole(one, nearest, labels[row : row + 1], ARC, scale=8.0, denominator=7)
+        torch.testing.assert_close(mine.loss, plain.loss)
+    labelled = margin_softmax_whole(emb[:1], pairs, labels[:1], ARC, scale=8.0, denominator=7).loss
+    (gradient,) = torch.autograd.grad(labelled, pairs)
+    assert ((gradient != 0).any(dim=2).sum(dim=1) == 1).all()
+
+
+def test_one_subcentre_is_a_plain_centre() -> None:
+    emb, weight, labels = problem(torch.float32)
+    plain = margin_softmax_whole(emb, weight, labels, ARC, scale=64.0, denominator=7)
+    single = margin_softmax_whole(emb, weight.unsqueeze(1), labels, ARC, scale=64.0, denominator=7)
+    assert torch.equal(plain.loss, single.loss)
+    assert torch.equal(plain.correct, single.correct)

@@ -1,7 +1,7 @@
 """A training process for the tests of several processes and of kills: `python -m tests.training.train_tiny JSON`.
 
-JSON: out; run (overrides of RunConfig); max_steps; resume; batch_norm (false: a network without it); identities; delay
-(seconds a step, so that a kill finds the run at work).
+JSON: out; run (overrides of RunConfig); max_steps; resume; batch_norm (false: a network without it); head (HeadConfig
+as JSON); delay (seconds a step, so that a kill finds the run at work).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 
 from tests.training.conftest import PaintedFaces, tiny_recipe, with_steps
 from visard import dist
-from visard.config import BackboneConfig
+from visard.config import BackboneConfig, HeadConfig, from_dict
 from visard.data.transforms import Sample
 from visard.errors import Interrupted
 from visard.training import build, loop
@@ -44,7 +44,8 @@ def main(options: dict[str, Any]) -> int:
     if not options.get("batch_norm", True):
         build.build = PlainNetwork  # type: ignore[assignment]
     recipe = tiny_recipe(Path(options["out"]), **options.get("run", {}))
-    recipe = replace(with_steps(recipe, options.get("max_steps", 0)), head=replace(recipe.head))
+    head = from_dict(HeadConfig, options["head"], where="head") if "head" in options else recipe.head
+    recipe = replace(with_steps(recipe, options.get("max_steps", 0)), head=head)
     faces = PaintedFaces(images_each=options.get("images_each", 8))
 
     def slowly(sample: Sample, generator: object) -> Sample:
