@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import resource
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,11 +27,17 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_answers_in_half_a_second() -> None:
+    """Processor time, which a busy machine does not stretch."""
+
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = spent()
         assert run("--help").returncode == 0
-        seconds.append(time.perf_counter() - started)
+        seconds.append(spent() - before)
     assert statistics.median(seconds) < 0.5
 
 
