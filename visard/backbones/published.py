@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -36,6 +38,22 @@ EMBEDDING_LAYERS: dict[str, tuple[str, ...]] = {
 
 # What wraps a whole network's names, by who wrote the file: DataParallel, AdaFace's and CVLface's training.
 WRAPPERS = ("module.", "model.", "net.")
+
+
+# What torch's reader raises for a damaged file, seen by flipping its bits and cutting it short.
+UNREADABLE = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,7 @@ def read_torch_file(path: Path) -> TorchFile:
     tensors = {name: value for name, value in named.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:
         raise UserError(
-            f"{path}: no tensors in it; expected a state dict, tensors by name (a whole pickled network would have to run "
+            f"{path}: no tensors in it; expected a state dict, tensors by name (a pickled network would have to run "
             "its code: save its state_dict())"
         )
     wrapper = next((w for w in WRAPPERS if any(name.startswith(w) for name in tensors)), "")
@@ -119,9 +137,7 @@ def check_fit(tensors: Mapping[str, Tensor], module: nn.Module, *, where: str) -
     different = sorted(set(expected) ^ set(tensors))
     if different:
         has = "is not of that network" if different[0] in tensors else "is missing"
-        raise UserError(
-            f"{where}: {len(different)} tensors differ from its network's, first {different[0]}, which {has}"
-        )
+        raise UserError(f"{where}: {len(different)} tensors differ, first {different[0]}, which {has}")
     for name, tensor in expected.items():
         if tensors[name].shape != tensor.shape:
             raise UserError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}")
@@ -174,10 +190,11 @@ def _read(path: Path) -> Any:
         if zipped:
             foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
             placeholders = [(_Value if name.startswith("numpy") else _Settings, name) for name in foreign]
-        with torch.serialization.safe_globals(placeholders):
+        with torch.serialization.safe_globals(placeholders), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an unusual protocol of pickle is read or refused, no matter for the user
             # Mapped, so that an optimizer's state is never read; only torch's newer files can be.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, TypeError, KeyError, OSError) as error:
+    except UNREADABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise FormatError(path, f"not a state dict that torch can load without running its code ({reason})") from error
 

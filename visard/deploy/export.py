@@ -3,6 +3,7 @@
 In: a run, a checkpoint or a model directory. Out: OUT.onnx (float32; input "input" (batch, 3, S, S) normalised, output
 "embedding" (batch, D) not normalised, any batch size) and OUT.spec.json with the preprocessing; `visard.load` takes it.
 Both are written only after ONNX Runtime has repeated the network's embeddings at batch 1 and 7.
+OUT.pt instead is a torch state dict for the code that the layout is of (`export_torch.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import nn
 
 from visard import __version__
 from visard.console import Answer
+from visard.deploy.export_torch import export_torch
 from visard.errors import UserError
 from visard.records import Float32Array, ModelSpec, UInt8Array
 from visard.runtime import Embedder, embedder_of, load, load_module
@@ -49,15 +51,18 @@ class ExportConfig:
     model: tyro.conf.Positional[Path]
     """A run directory (its best checkpoint, else its last), a checkpoint or a model directory."""
     out: tyro.conf.Positional[Path]
-    """The .onnx file to write; OUT.spec.json is written beside it. An older export is replaced."""
+    """The file to write: .onnx, with OUT.spec.json beside it, or .pt, a state dict for arcface_torch (or AdaFace, or
+    torchvision), with class centres in OUT.softmax_fc.pt beside it. An older export is replaced."""
     crops: str = ""
     """A data set of aligned crops: parity is checked on its first 64 crops too, besides random pixels."""
     tolerance: float = TOLERANCE
     """Largest difference allowed in any dimension of the normalised embeddings, and in relative length."""
 
     def __post_init__(self) -> None:
-        if self.out.suffix != ".onnx":
-            raise UserError(f"{self.out}: the exported file's name must end in .onnx")
+        if self.out.suffix not in (".onnx", ".pt"):
+            raise UserError(f"{self.out}: the exported file's name must end in .onnx or .pt")
+        if self.out.suffix == ".pt" and self.crops:
+            raise UserError(f"{self.out}: --crops is for .onnx; a .pt holds the weights themselves")
         if self.tolerance <= 0:
             raise UserError(f"tolerance is {self.tolerance}; it must be above 0")
 
@@ -81,6 +86,8 @@ class Parity:
 
 def main(config: ExportConfig) -> Answer:
     """Exports, proves parity, writes and describes the file."""
+    if config.out.suffix == ".pt":
+        return export_torch(config.model, config.out)
     module, spec = load_module(config.model)
     real = _real_crops(config.crops, spec.input_size) if config.crops else None
     parity = export_onnx(module, spec, config.out, crops=real, tolerance=config.tolerance)
