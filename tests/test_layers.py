@@ -28,7 +28,7 @@ FLOORS = {
 }  # fmt: skip
 STRANGERS = {"data", "masks", "backbones", "heads"}
 DISTRIBUTED = {"dist", "heads", "checkpoint", "embed", "training"}
-LAZY = {"onnxruntime", "openvino", "nncf", "faiss", "optuna", "matplotlib", "triton", "onnx", "onnxscript", "tensorboard", "rich", "tyro"}
+LAZY = {"onnxruntime", "openvino", "nncf", "faiss", "optuna", "matplotlib", "triton", "onnx", "onnxscript", "tensorboard", "rich", "tyro", "wandb"}
 LAZY_ALLOWED = {"tyro": {"align", "data", "deploy", "embed", "protocols", "recipes", "report"}}
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -326,6 +326,8 @@ class RunConfig:
     init: str = ""
     """Model or run whose weights start this run ("" = random)."""
     tensorboard: bool = True
+    wandb: str = ""
+    """Project on Weights & Biases to log to, besides; "" = none. WANDB_MODE=offline is honoured."""
     deterministic: bool = True
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a run writes while it works: metrics.jsonl, log.txt, TensorBoard, and lines above the progress bar.
+"""What a run writes while it works: metrics.jsonl, log.txt, TensorBoard, wandb, and lines above the progress bar.
 
 In: numbers of steps and evaluations. Out: one JSON object a line in metrics.jsonl:
 
@@ -12,9 +12,11 @@ After a resume, lines of steps that are made again are taken out first, so no st
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import time
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from visard import dist
 from visard.console import Progress, say
+from visard.errors import Interrupted, UserError
 
 
 class Meters:
@@ -112,14 +115,30 @@ class RunLog:
         run: the run directory.
         step: the step that the run goes on from, 0 for a new one.
         tensorboard: write event files too.
+        wandb: project to log to besides, "" = none.
+        settings: the recipe, shown there.
         bar: where lines are shown, or None.
+
+    Raises:
+        UserError: wandb is asked for and cannot be had.
     """
 
-    def __init__(self, run: Path, step: int, *, tensorboard: bool, bar: Progress | None = None) -> None:
-        self._metrics = self._text = self._board = None
+    def __init__(
+        self,
+        run: Path,
+        step: int,
+        *,
+        tensorboard: bool,
+        wandb: str = "",
+        settings: dict[str, Any] | None = None,
+        bar: Progress | None = None,
+    ) -> None:
+        self._metrics = self._text = self._board = self._page = None
         self._bar = bar
         if not dist.is_main():
             return
+        if wandb:
+            self._page = _open_page(run, wandb, settings or {})
         keep_until(run / "metrics.jsonl", step)
         self._metrics = (run / "metrics.jsonl").open("a", encoding="utf-8")
         self._text = (run / "log.txt").open("a", encoding="utf-8")
@@ -137,6 +156,8 @@ class RunLog:
         for file in (self._metrics, self._text, self._board):
             if file is not None:
                 file.close()
+        if self._page is not None:
+            self._page.finish(exit_code=0 if error is None or isinstance(error, Interrupted) else 1)
 
     def note(self, text: str) -> None:
         """A line for people: log.txt and the screen."""
@@ -159,7 +180,33 @@ class RunLog:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{kind}/{name}", value, step)
+        if self._page is not None:
+            self._page.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
         self.note(_line(kind, step, epoch, values))
+
+
+def require_wandb(project: str) -> None:
+    """Raises UserError if a project is named and wandb is not installed; before anything is made of the run."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"run.wandb is {project!r} but wandb is not installed; `pip install wandb`, or leave run.wandb empty"
+        )
+
+
+def _open_page(run: Path, project: str, settings: dict[str, Any]) -> Any:
+    """The run's page on wandb; a run that goes on, goes on with its page, which RUN/wandb_id.txt names."""
+    import wandb
+
+    path = run / "wandb_id.txt"
+    if not path.is_file():
+        path.write_text(f"{uuid.uuid4().hex[:8]}\n", encoding="utf-8")
+    identity = path.read_text(encoding="utf-8").strip()
+    try:
+        return wandb.init(project=project, name=run.name, id=identity, resume="allow", dir=str(run), config=settings)
+    except wandb.errors.Error as error:
+        raise UserError(
+            f"wandb: {' '.join(str(error).split()).rstrip('.')}; or set WANDB_MODE=offline, or leave run.wandb empty"
+        ) from error
 
 
 def keep_until(path: Path, step: int) -> None:

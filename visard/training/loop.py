@@ -26,7 +26,7 @@ from visard.errors import Interrupted, UserError
 from visard.runtime import Embedder, embedder_of
 from visard.training.build import Parts, build_parts, numerics
 from visard.training.interrupt import Interrupt, listening
-from visard.training.logs import Meters, RunLog, Stopwatch
+from visard.training.logs import Meters, RunLog, Stopwatch, require_wandb
 from visard.training.parallel import share_buffers
 from visard.training.schedule import learning_rate, peak_rate, total_steps
 from visard.training.step import train_step
@@ -64,6 +64,7 @@ def train(
         Interrupted: SIGTERM or SIGINT came; a checkpoint is saved.
     """
     run = recipe.run.out
+    require_wandb(recipe.run.wandb)
     device = process_device(recipe)
     dist.init(device)
     newest = find_start(run, resume=resume)
@@ -80,7 +81,14 @@ def train(
         numerics(recipe, state.float32_matmul),
         listening(quiet=not dist.is_main()) as interrupt,
         show as bar,
-        RunLog(run, state.step, tensorboard=recipe.run.tensorboard, bar=bar) as log,
+        RunLog(
+            run,
+            state.step,
+            tensorboard=recipe.run.tensorboard,
+            wandb=recipe.run.wandb,
+            settings=to_dict(recipe),
+            bar=bar,
+        ) as log,
     ):
         announce(parts, log, total, newest)
         _Loop(parts, log, meters, interrupt, evaluate, total, bar).run()
