@@ -15,15 +15,26 @@ import visard
 from tests.backbones.test_networks import TINY
 from visard import cli
 from visard.backbones import build
-from visard.config import BackboneConfig, IResNetConfig, MobileFaceNetConfig
+from visard.config import (
+    BackboneConfig,
+    IRConfig,
+    IResNetConfig,
+    MobileFaceNetConfig,
+    ResNetConfig,
+    ViTConfig,
+)
 from visard.deploy.export import BATCHES, TOLERANCE, ExportConfig, Parity, compare, export_onnx, main, weights_hash
 from visard.errors import UserError
 from visard.records import ModelSpec
 from visard.runtime import Embedder, save_model, spec_for
 
+# One of each kind of graph: convolutions, attention, pooling.
 FAST: dict[str, BackboneConfig] = {
     "iresnet": IResNetConfig(blocks=(1, 1, 1, 1), width=4, embedding_dim=16, input_size=56),
     "mobilefacenet": MobileFaceNetConfig(blocks=(1, 0, 1, 1), width=8, embedding_dim=16, input_size=64),
+    "vit": ViTConfig(width=16, depth=2, heads=2, embedding_dim=16, input_size=36),
+    "resnet": ResNetConfig(blocks=(1, 1, 1, 1), width=4, embedding_dim=16, input_size=64),
+    "ir": IRConfig(blocks=(1, 1, 1, 2), width=4, embedding_dim=16, input_size=56),
 }
 
 
@@ -46,9 +57,10 @@ def trained(config: BackboneConfig) -> nn.Module:
     module = build(config)
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d | nn.BatchNorm1d):
-            if part.weight.requires_grad:
+            if part.affine and part.weight.requires_grad:
                 nn.init.uniform_(part.weight, 0.5, 1.5)
-            nn.init.normal_(part.bias, 0, 0.2)
+            if part.affine:
+                nn.init.normal_(part.bias, 0, 0.2)
     with torch.no_grad():
         for _ in range(3):
             module(torch.randn(8, 3, config.input_size, config.input_size))
@@ -174,7 +186,7 @@ def test_user_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     for model, out, message in (
         (tmp_path / "none", tmp_path / "net.onnx", "not found"),
         (tmp_path, tmp_path / "net.onnx", "no model here"),
-        (tmp_path, tmp_path / "net.pb", "must end in .onnx"),
+        (tmp_path, tmp_path / "net.pb", "must end in .onnx or .pt"),
         (tmp_path / "frozen.onnx", tmp_path / "net.onnx", "is frozen"),
     ):
         assert cli.main(["export", str(model), str(out)]) == 2

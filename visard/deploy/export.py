@@ -143,7 +143,8 @@ def export_onnx(
         if not (parity.direction <= tolerance and parity.length <= tolerance):
             differences = f"{parity.direction:.1e} in direction and {parity.length:.1e} in length"
             raise UserError(
-                f"{out}: not written: ONNX Runtime is {differences} off the network; the limit is {tolerance:.0e}"
+                f"{out}: not written: ONNX Runtime is {differences} off the network; the limit is {tolerance:.0e}; "
+                "allow more with --tolerance if that is enough"
             )
         os.replace(temporary_spec, out.with_name(f"{out.stem}.spec.json"))
         os.replace(temporary, out)
@@ -245,5 +246,5 @@ def _real_crops(source: str, size: int) -> UInt8Array:
     dataset = open_dataset(source, size=size, resize=True)
     count = min(REAL_CROPS, len(dataset))
     if count == 0:
-        raise UserError(f"{source}: no crops in it to compare on")
+        raise UserError(f"{source}: no crops in it to compare on; name a data set that has some")
     return np.stack([dataset.image(index) for index in range(count)])
