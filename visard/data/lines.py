@@ -1,7 +1,7 @@
 """Millions of strings as one sequence: image ids and identity names.
 
 In: a UTF-8 text file, strings, or numbers. Out: `Lines`, which is indexed like a list and costs 8 bytes a line besides
-the text, `Numbers` and `PartlyNamed`, whose strings are made when they are asked for, and `is_name`, what a line can be.
+the text, `Numbers` and `PartlyNamed`, whose strings are made when they are asked for, and `is_name`: can it be a line?
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class PartlyNamed(Sequence[str]):
 
 
 def is_name(text: str) -> bool:
-    """Whether an image id or identity can be a line: not empty, no line break, and UTF-8 or bytes that were a file's name."""
+    """Whether an id or identity can be a line: not empty, no line break, UTF-8 or bytes that were a file's name."""
     if not text or "\n" in text or "\r" in text:
         return False
     try:

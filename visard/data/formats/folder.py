@@ -87,7 +87,7 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in a name that a list gave
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: cannot be read ({reason})") from error
+        raise UserError(f"{path}: cannot be read ({reason}); check its permissions or leave it out") from error
 
 
 def _sorted_entries(folder: Path) -> list[os.DirEntry[str]]:

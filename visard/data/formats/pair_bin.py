@@ -57,18 +57,18 @@ def read_bin(path: str | Path) -> PairBin:
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
-                raise FormatError(path, "is empty", 0)
+                raise FormatError(path, "is empty; fetch it again", 0)
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         raise FormatError(path, f"cannot be read ({error.strerror})") from error
     value = plain_pickle.load(data, path)
     if not isinstance(value, tuple | list) or len(value) != 2:
-        raise FormatError(path, "is no pair set: expected two lists, of images and of answers")
+        raise FormatError(path, "is no pair set: expected two lists, of images and of answers; fetch it again")
     images, answers = (plain_pickle.unwrapped(part) for part in value)
     if not all(isinstance(part, tuple | list) or getattr(part, "ndim", 0) for part in (images, answers)):
-        raise FormatError(path, "is no pair set: expected two lists, of images and of answers")
+        raise FormatError(path, "is no pair set: expected two lists, of images and of answers; fetch it again")
     if len(images) != 2 * len(answers) or not len(answers):
-        raise FormatError(path, f"has {len(images)} images for {len(answers)} pairs; expected two each")
+        raise FormatError(path, f"has {len(images)} images for {len(answers)} pairs; expected two each: fetch it again")
     return PairBin([_image(path, i, image) for i, image in enumerate(images)], _answers(path, answers))
 
 

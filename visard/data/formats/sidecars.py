@@ -82,12 +82,8 @@ def _rows(path: Path, header: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
         try:
             first = next(table, [])
             if tuple(first) != tuple(header):
-                raise FormatError(
-                    path,
-                    path,
-                    f"line 1: expected {','.join(header)}, got {','.join(first)[:60]!r}; if it is no table of visard's, "
-                    "move it away",
-                )
+                problem = f"line 1: expected {','.join(header)}, got {','.join(first)[:60]!r}"
+                raise FormatError(path, f"{problem}; if it is no table of visard's, move it away")
             for row in table:
                 if row:
                     yield table.line_num, row

@@ -1,7 +1,7 @@
 """Where the files in an uncompressed tar are, from its headers alone.
 
-In: the path. Out: (name, byte offset, size) of every regular file. Python's `tarfile` reads the same, but its versions up to 2025 can be
-made to loop for ever by a damaged header, and it is several times slower; it writes the shards.
+In: the path. Out: (name, byte offset, size) of every regular file. Python's `tarfile` reads the same, but its versions
+up to 2025 can be made to loop for ever by a damaged header, and it is several times slower; it writes the shards.
 
 Source: POSIX.1-2001 (ustar, pax), GNU tar's manual (long names, numbers in base 256).
 """
