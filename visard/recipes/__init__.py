@@ -20,6 +20,14 @@ RECIPES = {
     "scratch_tiny": "visard.recipes.photographs:scratch_tiny",
     "scratch_small": "visard.recipes.photographs:scratch_small",
     "finetune_mobilefacenet": "visard.recipes.photographs:finetune_mobilefacenet",
+    "ms1mv3_r50": "visard.recipes.published:ms1mv3_r50",
+    "ms1mv3_r50_tiny": "visard.recipes.published:ms1mv3_r50_tiny",
+    "glint360k_r100": "visard.recipes.published:glint360k_r100",
+    "glint360k_r100_tiny": "visard.recipes.published:glint360k_r100_tiny",
+    "wf42m_pfc02_r100": "visard.recipes.published:wf42m_pfc02_r100",
+    "wf42m_pfc02_r100_tiny": "visard.recipes.published:wf42m_pfc02_r100_tiny",
+    "adaface_ms1mv2_r50": "visard.recipes.published:adaface_ms1mv2_r50",
+    "adaface_ms1mv2_r50_tiny": "visard.recipes.published:adaface_ms1mv2_r50_tiny",
 }
 
 
