@@ -104,7 +104,9 @@ def load(checkpoint: Path, tensors: dict[str, Any]) -> dict[str, Any]:
             dcp.load(tensors, checkpoint_id=checkpoint / "state", no_dist=not dist.active())
     except (CheckpointException, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1][:300]
-        raise UserError(f"{checkpoint}: its state does not fit this recipe and data ({reason})") from error
+        raise UserError(
+            f"{checkpoint}: its state does not fit this recipe and data ({reason}); resume with those it was made with"
+        ) from error
     return numbers
 
 
@@ -116,7 +118,10 @@ def read_numbers(checkpoint: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise FormatError(path, f"not readable ({error}); resume from another checkpoint") from error
     if not isinstance(numbers, dict) or numbers.get("format") != FORMAT:
-        raise UserError(f"{path}: not a checkpoint of format {FORMAT}; it was written by another version of visard")
+        raise UserError(
+            f"{path}: not a checkpoint of format {FORMAT}; "
+            "it was written by another version of visard: resume with that one"
+        )
     return numbers
 
 

@@ -41,7 +41,8 @@ def choose_device(name: str = "auto") -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise UserError(
-                f"device {name!r} was asked for, but torch {torch.__version__} sees {count} CUDA devices here"
+                f"device {name!r} was asked for, but torch {torch.__version__} sees {count} CUDA devices here; "
+                "use auto or cpu"
             )
     elif device.type == "mps":
         if not torch.backends.mps.is_available():

@@ -407,7 +407,10 @@ def _load_array(path: Path, kind: type[np.floating[Any]] | type[np.integer[Any]]
     except (ValueError, EOFError, OSError) as error:
         raise FormatError(path, f"is not a whole .npy array ({error}); make the embeddings again") from error
     if not np.issubdtype(array.dtype, kind) or array.ndim != dimensions:
-        raise FormatError(path, f"expected {dimensions} dimensions of {kind.__name__}, got {array.dtype} {array.shape}")
+        raise FormatError(
+            path,
+            f"expected {dimensions} dimensions of {kind.__name__}, got {array.dtype} {array.shape}; make them again",
+        )
     return array
 
 
@@ -420,7 +423,7 @@ def _read_spec(path: Path) -> tuple[dict[str, Any], str]:
             path, f"is not the spec.json of embeddings ({error}); remove it if the model is unknown"
         ) from error
     if version != FORMAT or flip not in ("none", "sum", "concat"):
-        raise FormatError(path, f"format {version!r} with flip {flip!r} is not known; format {FORMAT} is")
+        raise FormatError(path, f"format {version!r} with flip {flip!r} is not known, format {FORMAT} is; embed again")
     if spec:
         ModelSpec.from_json(json.dumps(spec), where=f"{path}: model")
     return spec, flip

@@ -171,7 +171,8 @@ class Embeddings:
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.ids) or len(self.labels) != len(self.ids):
             raise UserError(
-                f"embeddings: {self.vectors.shape} vectors, {len(self.ids)} ids and {len(self.labels)} labels do not belong together"
+                f"embeddings: {self.vectors.shape} vectors, {len(self.ids)} ids and {len(self.labels)} labels do not "
+                "belong together; each vector needs one of both"
             )
         if len(set(self.ids)) != len(self.ids):
             raise UserError("embeddings: the image ids are not unique; each image needs its own id")
@@ -216,5 +217,5 @@ class Result:
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error})") from error
+            raise UserError(f"{where}: not JSON ({error}); evaluate again with --out") from error
         return from_dict(cls, values, where=where)

@@ -328,18 +328,24 @@ def _onnx_forward(path: Path, spec: ModelSpec, device: str) -> Callable[[torch.T
         ort_errors.NotImplemented,
         ort_errors.RuntimeException,
     ) as error:
-        raise FormatError(path, f"ONNX Runtime cannot read it ({str(error).splitlines()[0][:200]})") from error
+        raise FormatError(
+            path, f"ONNX Runtime cannot read it ({str(error).splitlines()[0][:200]}); export it again"
+        ) from error
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         shapes = ", ".join(f"{value.name} {value.shape}" for value in inputs)
-        raise UserError(f"{path}: expected one input (B, 3, S, S), its inputs are {shapes}")
+        raise UserError(
+            f"{path}: expected one input (B, 3, S, S), its inputs are {shapes}; bring it in with `visard import`"
+        )
     name, fixed_batch = inputs[0].name, inputs[0].shape[0]
 
     def run(pixels: Float32Array) -> Float32Array:
         embeddings: Float32Array = session.run(None, {name: pixels})[0]
         if embeddings.shape != (len(pixels), spec.embedding_dim):
             got = f"{embeddings.shape} for {len(pixels)} crops"
-            raise UserError(f"{path}: gave {got}, but its spec says {spec.embedding_dim} dimensions")
+            raise UserError(
+                f"{path}: gave {got}, but its spec says {spec.embedding_dim} dimensions; correct embedding_dim there"
+            )
         return embeddings.astype(np.float32, copy=False)
 
     def forward(images: torch.Tensor) -> Float32Array:

@@ -96,7 +96,7 @@ def read_detections(path: Path) -> dict[str, list[Detection]]:
         FormatError: a line that is none of this, by its number.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file of detections")
+        raise UserError(f"{path}: no such file of detections; check the name given to --detections")
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".jsonl", ".json"):
         raise UserError(f"{path}: detections are read from .csv or .jsonl files; rename or convert it")

@@ -281,7 +281,7 @@ def _settings(config: PrepareConfig) -> dict[str, Any]:
     if config.detections is not None:
         files, kind = [config.detections], "detections"
         if not config.detections.is_file():
-            raise UserError(f"{config.detections}: no such file of detections")
+            raise UserError(f"{config.detections}: no such file of detections; check the name given to --detections")
     else:
         files, kind = models.mtcnn_paths() if config.detector == "mtcnn" else models.yunet_paths()[:1], "weights"
     settings[kind] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

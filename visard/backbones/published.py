@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -37,7 +37,8 @@ EMBEDDING_LAYERS: dict[str, tuple[str, ...]] = {
 """The layers that make the embedding, by kind: what a start from weights for another purpose may leave new."""
 
 # What wraps a whole network's names, by who wrote the file: DataParallel, AdaFace's and CVLface's training.
-WRAPPERS = ("module.", "model.", "net.")
+ADAFACE_WRAPPER = "model."
+WRAPPERS = ("module.", ADAFACE_WRAPPER, "net.")
 
 
 # What torch's reader raises for a damaged file, seen by flipping its bits and cutting it short.
@@ -82,10 +83,12 @@ def read_torch_file(path: Path) -> TorchFile:
     """
     content = _read(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a state dict, got {type(content).__name__}")
+        raise UserError(f"{path}: expected a state dict, got {type(content).__name__}; save net.state_dict()")
     named = content.get("state_dict_backbone", content.get("state_dict", content))
     if not isinstance(named, dict):
-        raise UserError(f"{path}: its state dict is a {type(named).__name__}; expected tensors by name")
+        raise UserError(
+            f"{path}: its state dict is a {type(named).__name__}; expected tensors by name; save net.state_dict()"
+        )
     tensors = {name: value for name, value in named.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:
         raise UserError(
@@ -131,6 +134,34 @@ def config_of(tensors: Mapping[str, Tensor], *, where: str, input_size: int = 0)
     )
 
 
+def started_config(found: BackboneConfig, wanted: BackboneConfig) -> BackboneConfig:
+    """The recipe's configuration, with the architecture of the file that it starts from.
+
+    Args:
+        found: of the file; what shapes do not tell has its default there.
+        wanted: the recipe's. Its settings of training stay where the kind is the same, and a ResNet of any kind of
+            recipe gets its crop size and dimensions, because the file's own are those of ImageNet's classes.
+    """
+    if isinstance(found, ResNetConfig):
+        return replace(found, input_size=wanted.input_size, embedding_dim=wanted.embedding_dim)
+    kept = ("dropout", "drop_path", "mask_ratio", "checkpointing", "heads")
+    same = found.kind == wanted.kind
+    return replace(found, **{name: getattr(wanted, name) for name in kept if same and hasattr(wanted, name)})
+
+
+def author(kind: str, file: TorchFile) -> str:
+    """Whose code wrote the file, told from the kind of network and what wraps its names."""
+    if kind == "ir":
+        return "AdaFace" if file.wrapper == ADAFACE_WRAPPER else "CVLface"
+    return "torchvision" if kind == "resnet" else "arcface_torch"
+
+
+def colour_of(kind: str, file: TorchFile) -> Literal["RGB", "BGR"]:
+    """The order of colours in which the file's network was trained."""
+    # AdaFace's training read images with OpenCV and never turned them round.
+    return "BGR" if author(kind, file) == "AdaFace" else "RGB"
+
+
 def check_fit(tensors: Mapping[str, Tensor], module: nn.Module, *, where: str) -> None:
     """Raises UserError unless the tensors are the module's, name by name and shape by shape, and finite."""
     expected = module.state_dict()
@@ -142,7 +173,7 @@ def check_fit(tensors: Mapping[str, Tensor], module: nn.Module, *, where: str) -
         if tensors[name].shape != tensor.shape:
             raise UserError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}")
         if not tensors[name].isfinite().all():
-            raise UserError(f"{where}: {name} holds NaN or infinity; its training had failed")
+            raise UserError(f"{where}: {name} holds NaN or infinity: its training had failed; take an earlier file")
 
 
 def take(tensors: Mapping[str, Tensor], module: nn.Module, kind: str, *, where: str) -> tuple[list[str], list[str]]:
@@ -183,7 +214,7 @@ def _read(path: Path) -> Any:
         try:
             return safetensors.torch.load_file(path)
         except (OSError, safetensors.SafetensorError) as error:
-            raise FormatError(path, f"not readable as safetensors ({error})") from error
+            raise FormatError(path, f"not readable as safetensors ({error}); fetch it again") from error
     placeholders: list[Any] = []
     zipped = zipfile.is_zipfile(path)
     try:

@@ -108,7 +108,7 @@ def read_index(path: str | Path) -> tuple[Int64Array, Int64Array]:
                 keys[count : count + len(rows)], offsets[count : count + len(rows)] = rows[:, 0], rows[:, 1]
                 position, count = position + len(chunk), count + len(rows)
     except FileNotFoundError as error:
-        raise FormatError(path, "there is no such file") from error
+        raise FormatError(path, "there is no such file; check the name") from error
     keys, offsets = keys[:count], offsets[:count]
     if not _increasing(keys):
         ordered = np.sort(keys)
@@ -136,7 +136,7 @@ def _images(file: RecordFile, keys: Int64Array, offsets: Int64Array, problems: l
             chosen: slice | NDArray[np.bool_] = run if taken[run].all() else taken
             keys, offsets = keys[chosen], offsets[chosen]
     if not len(keys):
-        raise FormatError(file.path, "holds no image records")
+        raise FormatError(file.path, "holds no image records; is it whole?")
     if int(keys[-1]) - int(keys[0]) == len(keys) - 1 and _increasing(keys):
         keys = keys[:1]
     return RecordIndex(keys, offsets, tuple(problems))

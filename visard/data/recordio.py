@@ -78,11 +78,11 @@ class RecordFile:
             with open(self.path, "rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError as error:
-            raise FormatError(self.path, "there is no such file") from error
+            raise FormatError(self.path, "there is no such file; check the name") from error
         except IsADirectoryError as error:
-            raise FormatError(self.path, "is a folder, not a record file") from error
+            raise FormatError(self.path, "is a folder, not a record file; name the .rec in it") from error
         except ValueError as error:  # mmap refuses a file of 0 bytes
-            raise FormatError(self.path, "is empty", 0) from error
+            raise FormatError(self.path, "is empty; copy it again", 0) from error
         self.size = len(self._map)
 
     def __reduce__(self) -> tuple[type[RecordFile], tuple[Path]]:
@@ -173,7 +173,9 @@ class RecordFile:
         position = offset
         while True:
             if position < 0 or position + _WORDS.size > self.size:
-                raise FormatError(self.path, f"a record should start here but the file has {self.size} bytes", position)
+                raise FormatError(
+                    self.path, f"a record should start here but the file has {self.size} bytes; copy it again", position
+                )
             magic, word = _WORDS.unpack_from(self._map, position)
             if magic != MAGIC:
                 problem = f"no record starts here (found {magic:#010x}, expected {MAGIC:#010x})"
@@ -182,9 +184,15 @@ class RecordFile:
             start = position + _WORDS.size
             following = start + (length + 3 & ~3)
             if following > self.size:
-                raise FormatError(self.path, f"the record of {length} bytes is cut off at {self.size}", position)
+                raise FormatError(
+                    self.path, f"the record of {length} bytes is cut off at {self.size}; copy the file again", position
+                )
             if part not in ((_MIDDLE, _LAST) if parts else (_WHOLE, _FIRST)):
-                raise FormatError(self.path, f"part kind {part} is out of order in a record of several parts", position)
+                raise FormatError(
+                    self.path,
+                    f"part kind {part} is out of order in a record of several parts; copy the file again",
+                    position,
+                )
             parts.append(self._map[start : start + length])
             if part == _WHOLE:
                 return parts[0], following
@@ -238,11 +246,15 @@ def write_record(file: BinaryIO, payload: bytes) -> None:
 
 def _image_start(payload: bytes, path: str | Path, offset: int) -> int:
     if len(payload) < _HEADER.size:
-        raise FormatError(path, f"the record has {len(payload)} bytes, its header alone needs {_HEADER.size}", offset)
+        raise FormatError(
+            path, f"the record has {len(payload)} bytes, its header alone needs {_HEADER.size}; leave it out", offset
+        )
     flag = int.from_bytes(payload[:4], "little")
     start = _HEADER.size + 4 * flag
     if start > len(payload):
-        raise FormatError(path, f"the header promises {flag} labels, the record has {len(payload)} bytes", offset)
+        raise FormatError(
+            path, f"the header promises {flag} labels, the record has {len(payload)} bytes; leave it out", offset
+        )
     return start
 
 

@@ -52,7 +52,10 @@ def draw_pairs(
     # Identities numbered by their first id, so that a data set with other label numbers gives the same pairs.
     names, first = np.unique(label_N[by_id], return_index=True)
     if len(names) < 4:
-        raise UserError(f"pairs: {len(names)} identities are too few to draw pairs in two folds; at least 4 are needed")
+        raise UserError(
+            f"pairs: {len(names)} identities are too few to draw pairs in two folds; at least 4 are needed; "
+            "add people, or give a list with --pairs"
+        )
     rank = np.empty(len(names), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(names))
     identity = rank[np.searchsorted(names, label_N[by_id])]
@@ -78,7 +81,10 @@ def draw_pairs(
         parts.append((rows[both[:, 0]], rows[both[:, 1]], same, np.full(len(both), k, dtype=np.int64)))
     left, right, same_all, fold = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     if not same_all.any():
-        raise UserError("pairs: no identity has two images, so there is no genuine pair to draw")
+        raise UserError(
+            "pairs: no identity has two images, so there is no genuine pair to draw; "
+            "add images, or give a list with --pairs"
+        )
     return Pairs(left, right, same_all, fold, source=f"drawn: count {count}, folds {folds}, seed {seed}")
 
 

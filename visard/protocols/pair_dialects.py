@@ -73,7 +73,9 @@ def lfw_list(path: str | Path, lines: Lines, folds: int) -> Listed:
     """
     header = lines[0][1].split()
     if len(header) > 2 or not all(word.isdecimal() for word in header):
-        raise FormatError(path, "line 1: expected the number of folds and of pairs, such as '10<TAB>300'")
+        raise FormatError(
+            path, "line 1: expected the number of folds and of pairs, such as '10<TAB>300'; fetch the file again"
+        )
     own_folds, count = (int(header[0]), int(header[1])) if len(header) == 2 else (1, int(header[0]))
     expected = 2 * own_folds * count
     if expected == 0 or len(lines) - 1 != expected:

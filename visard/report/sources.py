@@ -126,7 +126,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise FormatError(path, f"not JSON ({error})") from error
+        raise FormatError(path, f"not JSON ({error}); make it again") from error
     if not isinstance(values, dict):
-        raise FormatError(path, f"expected an object, got {type(values).__name__}")
+        raise FormatError(path, f"expected an object, got {type(values).__name__}; make it again")
     return values
