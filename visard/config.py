@@ -324,7 +324,10 @@ class RunConfig:
     val_pairs: int = 3000
     """Genuine and as many impostor pairs drawn from a validation set without a pairs file."""
     init: str = ""
-    """Model or run whose weights start this run ("" = random)."""
+    """Model, run or published torch file whose weights start this run ("" = random)."""
+    init_centres: Literal["by-name", "in-order"] = "by-name"
+    """Class centres of `init`: those of identities with the same name, or all, row by row (an imported checkpoint has no
+    names: only where the data has the same identities in the same order)."""
     tensorboard: bool = True
     wandb: str = ""
     """Project on Weights & Biases to log to, besides; "" = none. WANDB_MODE=offline is honoured."""

@@ -8,7 +8,7 @@ are joined here. Nothing in the files is executed.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from visard.backbones import build
-from visard.backbones.published import TorchFile, check_fit, config_of, read_torch_file
+from visard.backbones.published import TorchFile, author, check_fit, colour_of, config_of, read_torch_file
 from visard.errors import FormatError, UserError
 from visard.records import ModelSpec
 from visard.runtime import spec_for
@@ -24,9 +24,6 @@ from visard.runtime import spec_for
 RANK_FILE = re.compile(r"checkpoint_gpu_(\d+)\.pt")
 CENTRES_SUFFIX = ".softmax_fc.pt"
 """`visard export RUN NAME.pt` writes centres to NAME.softmax_fc.pt: the state dict of arcface_torch's PartialFC_V2."""
-
-# Who wrote the file, by the names' wrapper and the network: for the spec's origin, and the order of colours.
-ADAFACE_WRAPPER = "model."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +71,8 @@ def import_torch(path: Path, *, input_size: int = 0, classes: int = 0) -> Import
     if classes and (centres is None or len(centres) != classes):
         found = "no class centres" if centres is None else f"{len(centres)} class centres"
         raise UserError(f"{path}: {found}, but --classes says {classes}; files of the last ranks may be missing")
-    author = _author(config.kind, file)
-    spec = spec_for(config, origin=f"imported from {author}: {path.resolve().parent.name}/{path.name}")
-    if author == "AdaFace":
-        # Its training read images with OpenCV and never turned them round.
-        spec = replace(spec, colour="BGR")
+    origin = f"imported from {author(config.kind, file)}: {path.resolve().parent.name}/{path.name}"
+    spec = spec_for(config, origin=origin, colour=colour_of(config.kind, file))
     return Imported(module=module, spec=spec, centres=centres, notes=tuple(notes))
 
 
@@ -98,14 +92,6 @@ def rank_files(path: Path) -> list[Path]:
             "centres are spread over all ranks (several machines wrote theirs to their own disks): copy them together"
         )
     return [found[rank] for rank in sorted(found)]
-
-
-def _author(kind: str, file: TorchFile) -> str:
-    if kind == "resnet":
-        return "torchvision"
-    if kind == "ir":
-        return "AdaFace" if file.wrapper == ADAFACE_WRAPPER else "CVLface"
-    return "arcface_torch"
 
 
 def _centres(path: Path, file: TorchFile, ranks: list[Path]) -> tuple[Tensor | None, list[str]]:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from visard.config import DataConfig, Recipe, from_dict, to_dict
+from visard.config import BackboneConfig, DataConfig, Recipe, from_dict, to_dict
 from visard.console import Answer, say
 from visard.errors import UserError
 from visard.recipes import RECIPES, load_recipe
@@ -190,13 +190,21 @@ def _say_once(text: str) -> None:
 def _shape_of(recipe: Recipe, model: Path) -> Recipe:
     """The recipe with the network and crop size of the model that it starts from."""
     from visard.backbones import config_from_dict
+    from visard.backbones.published import SUFFIXES, config_of, read_torch_file, started_config
     from visard.runtime import find_model, read_spec
 
+    if model.is_file() and model.suffix in SUFFIXES:
+        of_file = config_of(read_torch_file(model).tensors, where=str(model))
+        return _with_network(recipe, started_config(of_file, recipe.backbone), model)
     found = find_model(model)
     if found.suffix == ".onnx":
         raise UserError(f"{model}: an ONNX file is frozen; give --init the run or model directory it was exported from")
     spec_path = found / "spec.json"
     backbone = config_from_dict(read_spec(spec_path).backbone, where=f"{spec_path}: backbone")
+    return _with_network(recipe, backbone, model)
+
+
+def _with_network(recipe: Recipe, backbone: BackboneConfig, model: Path) -> Recipe:
     if backbone == recipe.backbone:
         return recipe
     _say_once(f"network and crop size of {model}: {to_dict(backbone)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from visard import checkpoint, dist
+from visard import dist
 from visard.backbones import build
 from visard.config import Recipe
 from visard.data.dataset import FaceDataset
@@ -26,9 +26,10 @@ from visard.errors import UserError
 from visard.heads.base import Head
 from visard.heads.full import FullHead
 from visard.records import ModelSpec
-from visard.runtime import load_module, spec_for
+from visard.runtime import spec_for
 from visard.training.optim import Optimizer
 from visard.training.parallel import distribute
+from visard.training.start import start_from
 from visard.training.state import TrainState
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -89,7 +90,8 @@ def build_parts(
     spec = replace(spec_for(recipe.backbone), origin=f"visard train {recipe.name}")
     notes: tuple[str, ...] = ()
     if recipe.run.init and not resume:
-        spec, notes = _start_from(Path(recipe.run.init), backbone, head, spec, dataset.identities)
+        start, matching = Path(recipe.run.init), recipe.run.init_centres
+        spec, notes = start_from(start, backbone, head, spec, dataset.identities, centres=matching)
     backbone, head = backbone.to(device), head.to(device)
     if recipe.run.channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -144,49 +146,3 @@ def numerics(recipe: Recipe, float32_matmul: str) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[1])
         torch.utils.deterministic.fill_uninitialized_memory = before[2]  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = before[3]
-
-
-def _start_from(
-    path: Path, backbone: nn.Module, head: Head, spec: ModelSpec, identities: Sequence[str]
-) -> tuple[ModelSpec, tuple[str, ...]]:
-    """Loads a model's weights, and from a run's checkpoint the class centres of identities of the same name."""
-    module, found = load_module(path)
-    if found.backbone != spec.backbone:
-        differ = ", ".join(
-            f"{key} {found.backbone.get(key)} (here {spec.backbone.get(key)})"
-            for key in sorted({*found.backbone, *spec.backbone})
-            if found.backbone.get(key) != spec.backbone.get(key)
-        )
-        raise UserError(f"{path}: its network differs from the recipe's: {differ}; give the recipe the same")
-    backbone.load_state_dict(module.state_dict())
-    spec = replace(found, origin=f"{spec.origin}, started from {path.name} ({found.origin})", visard=spec.visard)
-    return spec, (f"weights from {path}", _take_centres(path, head, identities))
-
-
-def _take_centres(path: Path, head: Head, identities: Sequence[str]) -> str:
-    """Copies the centres of known identities into the head; says how many there were."""
-    source = checkpoint.checkpoint_of(path)
-    weight = dict(head.named_parameters()).get("weight")
-    if source is None or weight is None:
-        return f"all {len(identities)} class centres are new ({path} holds a network only)"
-    known = checkpoint.read_identities(source)
-    if _numbered(known) or _numbered(identities):
-        return f"all {len(identities)} class centres are new (identities that are only numbered cannot be recognised)"
-    rows = {name: row for row, name in enumerate(known)}
-    pairs = [(row, rows[name]) for row, name in enumerate(identities) if name in rows]
-    if pairs:
-        old = checkpoint.read_tensors(source, {"head.weight"}).get("head.weight")
-        if old is None:
-            return f"all {len(identities)} class centres are new (the head of {path} has none that could be taken)"
-        if old.shape[1:] != weight.shape[1:]:
-            shapes = f"{tuple(old.shape[1:])}, not {tuple(weight.shape[1:])}"
-            return f"all {len(identities)} class centres are new (those of {path} have the shape {shapes})"
-        to, taken = map(list, zip(*pairs, strict=True))
-        with torch.no_grad():
-            weight[to] = old[taken].to(weight)
-    return f"{len(pairs)} of {len(identities)} class centres from {path} by the identities' names, the others are new"
-
-
-def _numbered(identities: Sequence[str]) -> bool:
-    """Whether the names are 0, 1, 2 ...: what a bare .rec file has, where 7 in two files is not the same person."""
-    return len(identities) > 0 and all(name == str(row) for row, name in enumerate(identities))

@@ -1,0 +1,141 @@
+"""The weights that a run starts from: another run's, a model's, or a torch file as others publish it.
+
+In: a path, a fresh network and head. Out: both filled with what fits, the spec to go on with, and notes that say what
+was taken. Class centres come from a run by its identities' names, or by their order where the user vouches for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from visard import checkpoint
+from visard.backbones.published import SUFFIXES, author, colour_of, config_of, read_torch_file, take
+from visard.errors import UserError
+from visard.heads.base import Head
+from visard.records import ModelSpec
+from visard.runtime import load_module, read_centres
+
+Matching = Literal["by-name", "in-order"]
+
+
+def start_from(
+    path: Path,
+    backbone: nn.Module,
+    head: Head,
+    spec: ModelSpec,
+    identities: Sequence[str],
+    *,
+    centres: Matching = "by-name",
+) -> tuple[ModelSpec, tuple[str, ...]]:
+    """Loads a model's weights, and class centres where there are any.
+
+    Args:
+        path: a run, a checkpoint, a model directory, or a torch file in one of the published layouts (a ResNet of
+            torchvision, say), of which only the embedding's layers may be left out.
+        backbone: of the recipe; filled.
+        head: of the recipe; filled.
+        spec: of the recipe.
+        identities: names of the head's rows.
+        centres: whether centres are matched by the identities' names, or row by row.
+
+    Returns:
+        The spec with the start's preprocessing, and what was taken, for the log.
+
+    Raises:
+        UserError: another network, or centres in order that are not as many as the identities.
+    """
+    if path.is_file() and path.suffix in SUFFIXES:
+        spec, note = _from_file(path, backbone, spec)
+        if centres == "in-order":
+            raise UserError(
+                f"{path}: class centres are taken from a model; `visard import {path} OUT`, then --init OUT"
+            )
+        return spec, (note, f"all {len(identities)} class centres are new")
+    module, found = load_module(path)
+    if found.backbone != spec.backbone:
+        differ = ", ".join(
+            f"{key} {found.backbone.get(key)} (here {spec.backbone.get(key)})"
+            for key in sorted({*found.backbone, *spec.backbone})
+            if found.backbone.get(key) != spec.backbone.get(key)
+        )
+        raise UserError(f"{path}: its network differs from the recipe's: {differ}; give the recipe the same")
+    backbone.load_state_dict(module.state_dict())
+    spec = replace(found, origin=f"{spec.origin}, started from {path.name} ({found.origin})", visard=spec.visard)
+    taken = _in_order(path, head, identities) if centres == "in-order" else _by_name(path, head, identities)
+    return spec, (f"weights from {path}", taken)
+
+
+def _from_file(path: Path, backbone: nn.Module, spec: ModelSpec) -> tuple[ModelSpec, str]:
+    file = read_torch_file(path)
+    kind = config_of(file.tensors, where=str(path)).kind
+    if kind != spec.backbone["kind"]:
+        raise UserError(
+            f"{path}: a network of kind {kind}, the recipe's is {spec.backbone['kind']}; give both the same"
+        )
+    taken, left = take(file.tensors, backbone, kind, where=str(path))
+    origin = f"{spec.origin}, started from {path.name} ({author(kind, file)})"
+    new = f"; new are {', '.join(left)}" if left else ""
+    note = f"{len(taken)} of {len(taken) + len(left)} tensors from {path}{new}"
+    return replace(spec, origin=origin, colour=colour_of(kind, file)), note
+
+
+def _by_name(path: Path, head: Head, identities: Sequence[str]) -> str:
+    """Copies the centres of known identities into the head; says how many there were."""
+    source = checkpoint.checkpoint_of(path)
+    weight = dict(head.named_parameters()).get("weight")
+    if source is None or weight is None:
+        if weight is not None and read_centres(path) is not None:
+            why = "have no names; --run.init-centres in-order takes them if the identities are the same in this order"
+            return f"all {len(identities)} class centres are new (those of {path} {why})"
+        return f"all {len(identities)} class centres are new ({path} holds a network only)"
+    known = checkpoint.read_identities(source)
+    if _numbered(known) or _numbered(identities):
+        return f"all {len(identities)} class centres are new (identities that are only numbered cannot be recognised)"
+    rows = {name: row for row, name in enumerate(known)}
+    pairs = [(row, rows[name]) for row, name in enumerate(identities) if name in rows]
+    if pairs:
+        old = checkpoint.read_tensors(source, {"head.weight"}).get("head.weight")
+        if old is None:
+            return f"all {len(identities)} class centres are new (the head of {path} has none that could be taken)"
+        if old.shape[1:] != weight.shape[1:]:
+            shapes = f"{tuple(old.shape[1:])}, not {tuple(weight.shape[1:])}"
+            return f"all {len(identities)} class centres are new (those of {path} have the shape {shapes})"
+        to, taken = map(list, zip(*pairs, strict=True))
+        with torch.no_grad():
+            weight[to] = old[taken].to(weight)
+    return f"{len(pairs)} of {len(identities)} class centres from {path} by the identities' names, the others are new"
+
+
+def _in_order(path: Path, head: Head, identities: Sequence[str]) -> str:
+    """Copies all centres, row by row, whatever the identities are called."""
+    weight = dict(head.named_parameters()).get("weight")
+    old = _all_centres(path)
+    if weight is None or old is None:
+        where = "the recipe's head" if weight is None else path
+        raise UserError(f"run.init_centres is in-order, but {where} has no class centres; leave it at by-name")
+    if old.shape != weight.shape:
+        raise UserError(
+            f"{path}: class centres of shape {tuple(old.shape)}, the head's are {tuple(weight.shape)}; in-order needs "
+            "the same identities in the same order"
+        )
+    with torch.no_grad():
+        weight.copy_(old)
+    return f"all {len(identities)} class centres from {path}, in order"
+
+
+def _all_centres(path: Path) -> Tensor | None:
+    source = checkpoint.checkpoint_of(path)
+    if source is None:
+        return read_centres(path)
+    return checkpoint.read_tensors(source, {"head.weight"}).get("head.weight")
+
+
+def _numbered(identities: Sequence[str]) -> bool:
+    """Whether the names are 0, 1, 2 ...: what a bare .rec file has, where 7 in two files is not the same person."""
+    return len(identities) > 0 and all(name == str(row) for row, name in enumerate(identities))
