@@ -117,7 +117,7 @@ def test_an_empty_folder_is_filled_and_a_full_one_kept(tmp_path: Path) -> None:
     ("added", "message"),
     [
         ([], "not one image"),
-        ([("a", "p"), ("b", "q"), ("c", "p")], "'c': identity 'p' comes back after 'q'"),
+        ([("a", "p"), ("b", "q"), ("c", "p")], "identity 'p' comes back after 'q'"),
         ([("a", "p"), ("b", "p"), ("a", "q")], "the image id 'a' comes twice"),
         ([("a\nb", "p")], "line break"),
         ([("a", "")], "must not be empty"),

@@ -38,17 +38,7 @@ def decode(data: bytes, size: int, resize: bool, path: str | Path, offset: int |
         FormatError: not a whole image.
         UserError: an image of another size.
     """
-    # the usual JPEG crop shows its size in its first bytes; walking its markers would cost several times as much
-    if data.find(_frame(size), 0, 2048) < 0:
-        width, height = image_size(data, path, offset)
-        if (width, height) != (size, size) and not resize:
-            raise UserError(
-                f"{_where(path, offset)}: {width}x{height} px, not {size}x{size}; "
-                "align photographs with `visard prepare`, give the right size, or allow resizing (--data.resize)"
-            )
-    # libjpeg fills what is cut off with grey and says nothing; the end marker may be followed by padding
-    if data.startswith(b"\xff\xd8") and not data.endswith(b"\xff\xd9") and b"\xff\xd9" not in data:
-        raise FormatError(path, f"the JPEG is cut off (no end marker); {_REMEDY}", offset)
+    check(data, size, resize, path, offset)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
@@ -61,6 +51,21 @@ def decode(data: bytes, size: int, resize: bool, path: str | Path, offset: int |
         shrinks = image.shape[0] > size and image.shape[1] > size
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return image  # type: ignore[return-value]
+
+
+def check(data: bytes, size: int, resize: bool, path: str | Path, offset: int | None = None) -> None:
+    """What `decode` refuses without decoding, by the header and the end marker; arguments and errors are the same."""
+    # the usual JPEG crop shows its size in its first bytes; walking its markers would cost several times as much
+    if data.find(_frame(size), 0, 2048) < 0:
+        width, height = image_size(data, path, offset)
+        if (width, height) != (size, size) and not resize:
+            raise UserError(
+                f"{_where(path, offset)}: {width}x{height} px, not {size}x{size}; "
+                "align photographs with `visard prepare`, give the right size, or allow resizing (--data.resize)"
+            )
+    # libjpeg fills what is cut off with grey and says nothing; the end marker may be followed by padding
+    if data.startswith(b"\xff\xd8") and not data.endswith(b"\xff\xd9") and b"\xff\xd9" not in data:
+        raise FormatError(path, f"the JPEG is cut off (no end marker); {_REMEDY}", offset)
 
 
 def image_size(data: bytes, path: str | Path, offset: int | None = None) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Writes a prepared data set: a folder that visard opens at once and that arcface_torch trains from as it is.
 
-In: crops as JPEG bytes (kept as they are), one identity after the other, with id and landmarks. Out: the folder
+In: crops as JPEG bytes (kept as they are), one identity after the other and unlabelled ones last, with id and
+landmarks. Out: the folder
 
     train.rec       record 0: labels (N + 1, N + 1 + C); records 1..N: the images;
                     records N + 1..N + C: first and end key of each identity's images
@@ -8,7 +9,7 @@ In: crops as JPEG bytes (kept as they are), one identity after the other, with i
     property        "C,size,size", as InsightFace's tools expect
     ids.txt         line k (from 0): id of the image in record k + 1
     identities.txt  line c: name of label c
-    labels.npy      (N,) int64
+    labels.npy      (N,) int64, -1 = unlabelled
     offsets.npy     (N,) int64, byte offset of the image's record, so that opening reads no index
     points.npy      (N, 5, 2) float32, landmarks in crop pixels, NaN = none
     dataset.json    `DatasetInfo`
@@ -32,6 +33,7 @@ import numpy as np
 
 import visard
 from visard.data import recordio
+from visard.data.lines import is_name
 from visard.errors import FormatError, UserError
 from visard.records import Float32Array
 
@@ -80,7 +82,7 @@ class DatasetInfo:
             raise FormatError(path, f"cannot be read ({error}); prepare the data set again") from error
         if info.format != FORMAT:
             raise FormatError(path, f"has layout {info.format}, this visard reads {FORMAT}; prepare the data set again")
-        if min(info.size, info.images, info.identities) < 1:
+        if min(info.size, info.images, info.identities + 1) < 1:
             raise FormatError(path, "promises no images; prepare the data set again")
         return info
 
@@ -104,11 +106,13 @@ class DatasetWriter:
         self.out, self.size, self.source = Path(out), size, source
         if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise UserError(f"{self.out} exists already; name another folder or remove it")
-        self._partial = self.out.parent / f".{self.out.name}.partial"
+        self.folder = self.out.parent / f".{self.out.name}.partial"
+        """Where it is built; what else is put there appears with it."""
         self._names: dict[str, int] = {}
         self._starts = array("q")
         self._ids = array("Q")
-        self._last = ""
+        self._last: str | None = ""
+        self._labelled = 0
 
     @property
     def images(self) -> int:
@@ -116,46 +120,52 @@ class DatasetWriter:
         return len(self._ids)
 
     def __enter__(self) -> DatasetWriter:
-        shutil.rmtree(self._partial, ignore_errors=True)  # what a killed writer left
-        self._partial.mkdir(parents=True)
-        self._rec = open(self._partial / "train.rec", "wb")
-        self._idx = open(self._partial / "train.idx", "w", encoding="ascii", newline="\n")
+        shutil.rmtree(self.folder, ignore_errors=True)  # what a killed writer left
+        self.folder.mkdir(parents=True)
+        self._rec = open(self.folder / "train.rec", "wb")
+        self._idx = open(self.folder / "train.idx", "w", encoding="ascii", newline="\n")
         # surrogateescape: a file name that is not UTF-8 comes back as it was
-        self._ids_file = open(self._partial / "ids.txt", "w", encoding="utf-8", errors="surrogateescape", newline="\n")
-        self._labels = _GrowingArray(self._partial / "labels.npy", "<i8", ())
-        self._offsets = _GrowingArray(self._partial / "offsets.npy", "<i8", ())
-        self._points = _GrowingArray(self._partial / "points.npy", "<f4", (5, 2))
+        self._ids_file = open(self.folder / "ids.txt", "w", encoding="utf-8", errors="surrogateescape", newline="\n")
+        self._labels = _GrowingArray(self.folder / "labels.npy", "<i8", ())
+        self._offsets = _GrowingArray(self.folder / "offsets.npy", "<i8", ())
+        self._points = _GrowingArray(self.folder / "points.npy", "<f4", (5, 2))
         self._write(0, recordio.pack((0.0, 0.0), 0))  # its place is kept; the numbers are known at the end
         return self
 
-    def add(self, image_id: str, identity: str, jpeg: bytes, points: Float32Array | None = None) -> None:
+    def begin(self, identity: str) -> None:
+        """The next label is this identity's, whether images of it follow or not; `add` calls it where it is needed."""
+        _check_line(identity, "identity")
+        if identity in self._names or self._last is None:
+            raise UserError(
+                f"after image {self.images}: identity {identity!r} comes back after {self._last!r}; "
+                "add its images one after the other, unlabelled ones last"
+            )
+        if len(self._names) == MAX_IDENTITIES:
+            raise UserError(f"more than {MAX_IDENTITIES:,} identities: a record's float32 label cannot hold more")
+        self._names[identity] = len(self._names)
+        self._starts.append(self.images + 1)
+        self._last = identity
+
+    def add(self, image_id: str, identity: str | None, jpeg: bytes, points: Float32Array | None = None) -> None:
         """Appends one crop.
 
         Args:
             image_id: unique; the relative path of the photograph, say.
-            identity: name of the person.
+            identity: name of the person, None = unlabelled; those come last.
             jpeg: the crop as an encoded image file, written untouched.
             points: (5, 2) float32 landmarks in crop pixels, None = unknown.
         """
-        for text, what in ((image_id, "image id"), (identity, "identity")):
-            if not text or "\n" in text or "\r" in text:
-                raise UserError(f"{what} {text!r}: it must not be empty or hold a line break")
-        if identity != self._last:
-            if identity in self._names:
-                raise UserError(
-                    f"image {image_id!r}: identity {identity!r} comes back after {self._last!r}; "
-                    "add its images one after the other"
-                )
-            if len(self._names) == MAX_IDENTITIES:
-                raise UserError(f"more than {MAX_IDENTITIES:,} identities: a record's float32 label cannot hold more")
-            self._names[identity] = len(self._names)
-            self._starts.append(self.images + 1)
-            self._last = identity
-        label = len(self._names) - 1
+        _check_line(image_id, "image id")
+        if identity is None:
+            self._last = None
+        elif identity != self._last or not identity:
+            self.begin(identity)
+        label = -1 if identity is None else len(self._names) - 1
         offset = self._write(self.images + 1, recordio.pack(float(label), self.images + 1, jpeg))
         self._ids.append(_digest(image_id))
         self._ids_file.write(image_id + "\n")
-        self._labels.append(label.to_bytes(8, "little"))
+        self._labels.append(label.to_bytes(8, "little", signed=True))
+        self._labelled += label >= 0
         self._offsets.append(offset.to_bytes(8, "little"))
         if points is None:
             self._points.append(_NO_POINTS)
@@ -171,24 +181,24 @@ class DatasetWriter:
                 self._finish()
         finally:
             self._close()
-            shutil.rmtree(self._partial, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _finish(self) -> None:
         images, identities = self.images, len(self._names)
         if not images:
             raise UserError(f"{self.out}: not one image was added, so nothing is written")
         self._check_unique()
-        ends = [*self._starts[1:], images + 1]
+        ends = [*self._starts[1:], self._labelled + 1][:identities]
         for k, (first, end) in enumerate(zip(self._starts, ends, strict=True)):
             self._write(images + 1 + k, recordio.pack((float(first), float(end)), images + 1 + k))
         self._rec.seek(0)
         # arcface_torch takes records 1 .. int(label[0]) - 1: above 2**24 round down, so that all of them are images
         labels = (_float32_below(images + 1), _float32_below(images + 1 + identities))
         recordio.write_record(self._rec, recordio.pack(labels, 0))
-        (self._partial / "identities.txt").write_bytes(
+        (self.folder / "identities.txt").write_bytes(
             "".join(f"{name}\n" for name in self._names).encode("utf-8", "surrogateescape")
         )
-        (self._partial / "property").write_text(f"{identities},{self.size},{self.size}\n", encoding="ascii")
+        (self.folder / "property").write_text(f"{identities},{self.size},{self.size}\n", encoding="ascii")
         info = DatasetInfo(
             format=FORMAT,
             size=self.size,
@@ -198,11 +208,11 @@ class DatasetWriter:
             source=self.source,
             visard=visard.__version__,
         )
-        (self._partial / "dataset.json").write_text(info.to_json(), encoding="utf-8")
+        (self.folder / "dataset.json").write_text(info.to_json(), encoding="utf-8")
         self._close()
         if self.out.exists():
             self.out.rmdir()  # empty, as checked at the start
-        os.replace(self._partial, self.out)
+        os.replace(self.folder, self.out)
 
     def _close(self) -> None:
         for file in (self._rec, self._idx, self._ids_file, self._labels, self._offsets, self._points):
@@ -222,7 +232,7 @@ class DatasetWriter:
             return
         self._ids_file.flush()
         seen: set[str] = set()
-        with open(self._partial / "ids.txt", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        with open(self.folder / "ids.txt", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             for image_id in (line.rstrip("\n") for line in file):
                 if _digest(image_id) in twice:
                     if image_id in seen:
@@ -254,6 +264,11 @@ class _GrowingArray:
     def _write_header(self) -> None:
         shape = (self._rows, *self._row)
         np.lib.format.write_array_header_1_0(self._file, {"descr": self._dtype, "fortran_order": False, "shape": shape})
+
+
+def _check_line(text: str, what: str) -> None:
+    if not is_name(text):
+        raise UserError(f"{what} {text!r}: it must not be empty or hold a line break")
 
 
 def _digest(image_id: str) -> int:

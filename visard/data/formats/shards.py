@@ -33,6 +33,7 @@ import numpy as np
 from visard.data import array_cache
 from visard.data.formats.encoded import EncodedDataset
 from visard.data.formats.folder import IMAGE_SUFFIXES
+from visard.data.formats.naming import suffix_of
 from visard.data.formats.tar_index import members
 from visard.data.lines import Lines, PartlyNamed, is_name
 from visard.data.writer import MAX_IDENTITIES
@@ -110,13 +111,14 @@ class ShardWriter:
         self.out, self._shard_bytes = Path(out), shard_bytes
         if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise UserError(f"{self.out} exists already; name another folder or remove it")
-        self._partial = self.out.parent / f".{self.out.name}.partial"
+        self.folder = self.out.parent / f".{self.out.name}.partial"
+        """Where they are built; what else is put there appears with them."""
         self._tar: tarfile.TarFile | None = None
         self._shards = self._images = 0
 
     def __enter__(self) -> ShardWriter:
-        shutil.rmtree(self._partial, ignore_errors=True)  # what a killed writer left
-        self._partial.mkdir(parents=True)
+        shutil.rmtree(self.folder, ignore_errors=True)  # what a killed writer left
+        self.folder.mkdir(parents=True)
         return self
 
     def add(
@@ -125,7 +127,7 @@ class ShardWriter:
         """Appends one sample; the image's bytes are written untouched."""
         if self._tar is None:
             # ustar: plain headers that every reader knows; all names here are short
-            path = self._partial / f"{self._shards:06d}.tar"
+            path = self.folder / f"{self._shards:06d}.tar"
             self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115, closed in __exit__
             self._shards += 1
         known: dict[str, Any] = {"id": image_id}
@@ -134,7 +136,7 @@ class ShardWriter:
         if points is not None:
             known["points"] = points.tolist()
         key = f"{self._images:09d}"
-        self._file(f"{key}.{_suffix(image)}", image)
+        self._file(f"{key}.{suffix_of(image)}", image)
         self._file(f"{key}.cls", b"%d" % label)
         self._file(f"{key}.json", json.dumps(known).encode())
         self._images += 1
@@ -153,9 +155,9 @@ class ShardWriter:
                     raise UserError(f"{self.out}: not one image was added, so nothing is written")
                 if self.out.exists():
                     self.out.rmdir()  # empty, as checked at the start
-                os.replace(self._partial, self.out)
+                os.replace(self.folder, self.out)
         finally:
-            shutil.rmtree(self._partial, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, name: str, data: bytes) -> None:
         assert self._tar is not None
@@ -323,12 +325,3 @@ def _check_names(path: Path, names: dict[int, str], count: int) -> None:
 def _mark(image_id: str) -> bytes:
     """8 bytes instead of the id: the set of a million ids stays small."""
     return hashlib.blake2b(image_id.encode(*_TEXT), digest_size=8).digest()
-
-
-def _suffix(image: bytes) -> str:
-    """By the image's first bytes."""
-    if image.startswith(b"\x89PNG"):
-        return "png"
-    if image.startswith(b"RIFF") and image[8:12] == b"WEBP":
-        return "webp"
-    return "bmp" if image.startswith(b"BM") else "jpg"
