@@ -97,6 +97,7 @@ def main(config: ConvertConfig) -> Answer:
     dataset = open_dataset(config.src, same_names=config.same_names, tolerant=config.skip_broken)
     if not hasattr(dataset, "encoded"):
         raise UserError(f"{config.src}: its images are no files; `visard render` writes rendered faces to disk")
+    _ = dataset.labels  # of a .rec they are read now, so that what is wrong with them is known
     # what opening found wrong is in the list; what reading finds joins it
     problems = list(getattr(dataset, "problems", ()))
     written = _WRITERS[config.kind](config, dataset, problems)
