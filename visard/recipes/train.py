@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from visard.config import BackboneConfig, DataConfig, Recipe, from_dict, to_dict
+from visard.config import BackboneConfig, DataConfig, HeadConfig, Recipe, from_dict, to_dict
 from visard.console import Answer, say
 from visard.errors import UserError
 from visard.recipes import RECIPES, load_recipe
@@ -119,6 +119,7 @@ def _override(recipe: Recipe, overrides: list[str]) -> Recipe:
     """`--section.field value` for any field of the recipe."""
     import tyro
 
+    recipe = _with_margin(recipe, overrides)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -137,6 +138,24 @@ def _override(recipe: Recipe, overrides: list[str]) -> Recipe:
     if unknown:
         raise UserError(f"unknown option {unknown[0]!r}; `visard train {recipe.name} --help` lists all fields")
     return changed
+
+
+def _with_margin(recipe: Recipe, overrides: list[str]) -> Recipe:
+    """The recipe with the kind of margin that `--head.margin.kind` names, so that its fields become options.
+
+    The scale and the gradient's kind stay the recipe's; all else is the new margin's own default.
+    """
+    option, kind = "--head.margin.kind", None
+    for word, following in zip(overrides, [*overrides[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name == option:
+            kind = value if equals else following
+    margin = recipe.head.margin
+    if kind is None or kind == margin.kind:
+        return recipe
+    values = {"kind": kind, "scale": margin.scale, "gradient": margin.gradient}
+    head = from_dict(HeadConfig, to_dict(recipe.head) | {"margin": values}, where=f"{option}: head")
+    return replace(recipe, head=head)
 
 
 def _first_sentence(box: str) -> str:
