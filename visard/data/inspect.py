@@ -1,7 +1,7 @@
 """`visard inspect DATA`: what a data set holds, what is broken in it, and what it holds twice.
 
-In: whatever `open_dataset` takes. Out: counts, a histogram of images per identity, broken images and sets of images with
-equal bytes. With --out DIR also inspect.json, broken.csv, duplicates.csv and contact_sheet.jpg there.
+In: whatever `open_dataset` takes. Out: counts, a histogram of images per identity, broken images and sets of images
+with equal bytes. With --out DIR also inspect.json, broken.csv, duplicates.csv and contact_sheet.jpg there.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ import numpy as np
 from visard.data.formats.encoded import EncodedDataset
 from visard.data.formats.folder import IMAGE_SUFFIXES, read_file
 from visard.data.lines import Lines, Numbers, is_name
+from visard.data.npy import map_npy
 from visard.data.writer import MAX_IDENTITIES
 from visard.errors import FormatError
 from visard.records import Float32Array, Int64Array
@@ -57,7 +58,7 @@ class ListDataset(EncodedDataset):
                 problem = f"has {len(self.identities)} lines, {self._path.name} has label {highest}"
                 raise FormatError(identities, problem)
         if points.is_file():
-            self._points = _read_points(points, len(files))
+            self._points = map_npy(points, (len(files), 5, 2), np.float32, "write the list again")
         self.size = self._first_size() if size is None else size
 
     def encoded(self, index: int) -> bytes:
@@ -156,16 +157,6 @@ def _is_number(text: str) -> bool:
     """As MXNet writes labels: 3, 3.000000, -1."""
     whole, _, fraction = text.removeprefix("-").partition(".")
     return text.isascii() and whole.isdecimal() and (not fraction or fraction.isdecimal()) and len(text) <= 32
-
-
-def _read_points(path: Path, count: int) -> Float32Array:
-    try:
-        points = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise FormatError(path, f"cannot be read ({error})") from error
-    if points.shape != (count, 5, 2) or points.dtype != np.float32:
-        raise FormatError(path, f"is {points.dtype} {points.shape}, expected float32 ({count}, 5, 2)")
-    return np.asarray(points)
 
 
 def _check_unique(path: Path, ids: Sequence[str]) -> None:

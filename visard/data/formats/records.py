@@ -15,6 +15,7 @@ from visard.data import array_cache
 from visard.data.decode import decode
 from visard.data.formats.encoded import EncodedDataset, scale_points
 from visard.data.lines import Lines, Numbers
+from visard.data.npy import map_npy
 from visard.data.record_index import WORTH_KEEPING, image_index
 from visard.data.recordio import RecordFile
 from visard.data.writer import MAX_IDENTITIES, DatasetInfo
@@ -22,6 +23,7 @@ from visard.errors import FormatError, UserError
 from visard.records import Float32Array, Int64Array, UInt8Array
 
 _LABELS_AT_ONCE = 1 << 22
+_AGAIN = "prepare the data set again"
 
 
 class RecordDataset(EncodedDataset):
@@ -89,9 +91,9 @@ class RecordDataset(EncodedDataset):
         info = DatasetInfo.read(folder / "dataset.json")
         self.ids: Sequence[str] = Lines.from_file(folder / "ids.txt")
         self.identities: Sequence[str] = Lines.from_file(folder / "identities.txt")
-        self._labels = _load_array(folder / "labels.npy", (info.images,), np.int64)
-        self._offsets = _load_array(folder / "offsets.npy", (info.images,), np.int64)
-        self._points = _load_array(folder / "points.npy", (info.images, 5, 2), np.float32)
+        self._labels = map_npy(folder / "labels.npy", (info.images,), np.int64, _AGAIN)
+        self._offsets = map_npy(folder / "offsets.npy", (info.images,), np.int64, _AGAIN)
+        self._points = map_npy(folder / "points.npy", (info.images, 5, 2), np.float32, _AGAIN)
         for name, found, promised in (
             ("ids.txt", len(self.ids), info.images),
             ("identities.txt", len(self.identities), info.identities),
@@ -175,14 +177,3 @@ class RecordDataset(EncodedDataset):
 
 def _reopen(path: Path, size: int | None, resize: bool, tolerant: bool) -> RecordDataset:
     return RecordDataset(path, size, resize, tolerant=tolerant)
-
-
-def _load_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-    """A memory-mapped .npy of exactly this shape and type."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise FormatError(path, f"cannot be read ({error}); prepare the data set again") from error
-    if array.shape != shape or array.dtype != dtype:
-        raise FormatError(path, f"is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}; prepare it again")
-    return np.asarray(array)  # a plain view: np.memmap costs microseconds at each index
