@@ -11,9 +11,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from visard.config_augment import AugmentConfig
 from visard.config_json import from_dict as from_dict
 from visard.config_json import to_dict as to_dict
 from visard.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """Which images an epoch draws and in which batches."""
+
+    kind: Literal["uniform", "balanced", "identities"] = "uniform"
+    """Every image once; identities evened out; or batches of P identities x K images, P = `run.batch_global` / K."""
+    power: float = 0.0
+    """balanced: an identity of n images is drawn in proportion to n ** power; 0 = each identity equally often."""
+    images_per_identity: int = 4
+    """identities: K; an identity with fewer images gives some of them several times."""
+    min_images: int = 1
+    """identities: those with fewer images are left out."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.power <= 1, f"data.sampler.power is {self.power}; use 0 to 1")
+        _check(self.kind == "balanced" or self.power == 0, "data.sampler.power belongs to kind balanced")
+        k = self.images_per_identity
+        _check(k >= 2, f"data.sampler.images_per_identity is {k}; at least 2")
+        _check(self.min_images >= 1, f"data.sampler.min_images is {self.min_images}; at least 1")
+        _check(
+            self.kind == "identities" or (k, self.min_images) == (4, 1),
+            "data.sampler.images_per_identity and min_images belong to kind identities",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +61,9 @@ class DataConfig:
     """Chance that a crop is mirrored, drawn from (seed, epoch, image id)."""
     workers: int = 0
     """Loader processes; 0 loads in the training process."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What is done to crops besides the mirror; nothing at first. `--augment light` takes a preset."""
 
     def __post_init__(self) -> None:
         _check(16 <= self.size <= 1024, f"data.size is {self.size} px; use 16 to 1024")
@@ -356,6 +385,11 @@ class Recipe:
         _check(
             self.backbone.input_size == self.data.size,
             f"backbone.input_size {self.backbone.input_size} and data.size {self.data.size} differ; give both the same",
+        )
+        k, batch = self.data.sampler.images_per_identity, self.run.batch_global
+        _check(
+            self.data.sampler.kind != "identities" or (batch % k == 0 and batch >= 2 * k),
+            f"run.batch_global {batch} is not 2, 3, ... times data.sampler.images_per_identity {k}",
         )
 
 

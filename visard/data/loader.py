@@ -22,16 +22,19 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from visard.config import DataConfig
+from visard.console import say
+from visard.data.augment import augmentation, in_order
+from visard.data.broken import readable
 from visard.data.dataset import BatchedDataset, BatchedPoints, FaceDataset
 from visard.data.sampler import EpochSampler
 from visard.data.transforms import Augment, Sample, SampleRandom, mirror_points
-from visard.errors import UserError
+from visard.errors import FormatError, UserError
 from visard.records import Batch, Float32Array, Int64Array, UInt8Array
 
 AHEAD = 2
 """Batches that are made while one is used."""
 
-_Task = tuple[int, Int64Array]
+_Task = tuple[int, Int64Array, Int64Array | None]
 _MISSING = np.full((5, 2), np.nan, np.float32)
 
 
@@ -44,9 +47,10 @@ class Loader:
 
     Args:
         dataset: crops; `BatchedDataset.images` is used where there is one.
-        config: flip probability and workers.
+        config: flip probability, augmentation and workers.
         sampler: order, seed and position.
-        augment: called with each sample (after the flip) and its own generator; pickles where processes are spawned.
+        augment: called with each sample, after the flip and before `config.augment`, and its own generator; pickles
+            where processes are spawned.
         pin_memory: put batches into page-locked memory, from where copies to a GPU are asynchronous.
     """
 
@@ -62,7 +66,12 @@ class Loader:
         assert sampler.length == len(dataset), (sampler.length, len(dataset))
         self.sampler = sampler
         self._pin_memory = pin_memory
-        self._maker = _BatchMaker(dataset, sampler.seed, config.flip_probability, augment)
+        augment = in_order(augment, augmentation(config.augment))
+        self._maker = _BatchMaker(
+            dataset, sampler.seed, config.flip_probability, augment, skip_broken=config.broken == "skip"
+        )
+        self.broken: dict[str, int] = {}
+        """What was wrong with images that were replaced (`data.broken` = "skip") -> how often."""
         self._processes: DataLoader[dict[str, Any]] | None = None
         if config.workers:
             self._processes = DataLoader(
@@ -88,7 +97,14 @@ class Loader:
         tasks = _Tasks(self.sampler)
         for fields in _ahead(self._make, tasks) if self._processes is None else self._processes:
             self.sampler.advance()
+            self._count(fields.pop("broken", ()))
             yield _batch(fields)
+
+    def _count(self, problems: Iterable[str]) -> None:
+        for problem in problems:
+            if problem not in self.broken:
+                say(f"{problem}; the next good image takes its place ({len(self.broken) + 1} broken so far)")
+            self.broken[problem] = self.broken.get(problem, 0) + 1
 
     def _make(self, task: _Task) -> dict[str, Any]:
         fields = self._maker[task]
@@ -105,26 +121,42 @@ def batches(dataset: FaceDataset, batch_size: int) -> Iterator[Batch]:
     """
     maker = _BatchMaker(dataset, 0, 0.0, None)
     starts = range(0, len(dataset), batch_size)
-    tasks = ((0, np.arange(at, min(at + batch_size, len(dataset)))) for at in starts)
+    tasks = ((0, np.arange(at, min(at + batch_size, len(dataset))), None) for at in starts)
     for fields in _ahead(maker.__getitem__, tasks):
         yield _batch(fields)
 
 
 class _BatchMaker(Dataset[dict[str, Any]]):
-    """(epoch, indices) -> the fields of a batch; the same in a thread and in a worker process."""
+    """(epoch, indices, repeats) -> the fields of a batch; the same in a thread and in a worker process."""
 
-    def __init__(self, dataset: FaceDataset, seed: int, flip_probability: float, augment: Augment | None) -> None:
+    def __init__(
+        self,
+        dataset: FaceDataset,
+        seed: int,
+        flip_probability: float,
+        augment: Augment | None,
+        *,
+        skip_broken: bool = False,
+    ) -> None:
         self._dataset, self._seed, self._flip_probability, self._augment = dataset, seed, flip_probability, augment
+        self._skip_broken = skip_broken
         self._labels: Int64Array | None = None  # asked for once in each process: some data sets compute them
         self._random = SampleRandom(seed, 0)
 
     def __getitem__(self, task: _Task) -> dict[str, Any]:
         try:
-            return self._make(*task)
+            try:
+                return self._make(*task)
+            except FormatError:
+                if not self._skip_broken:
+                    raise
+                epoch, indices, repeats = task
+                indices, problems = readable(self._dataset, indices)
+                return self._make(epoch, indices, repeats) | {"broken": [str(problem) for problem in problems]}
         except UserError as error:  # DataLoader would wrap it in a traceback; `_batch` raises it in the loop
             return {"error": error}
 
-    def _make(self, epoch: int, indices: Int64Array) -> dict[str, Any]:
+    def _make(self, epoch: int, indices: Int64Array, repeats: Int64Array | None) -> dict[str, Any]:
         dataset = self._dataset
         ids = tuple(dataset.ids[i] for i in indices.tolist())
         if self._labels is None:
@@ -133,7 +165,9 @@ class _BatchMaker(Dataset[dict[str, Any]]):
         if self._random.epoch != epoch:
             self._random = SampleRandom(self._seed, epoch)
         random = self._random
-        flipped = random.flips(ids, self._flip_probability)
+        # an image that an epoch draws again is mirrored and augmented anew
+        streams = ids if repeats is None else tuple(f"{i}\n{n}" if n else i for i, n in zip(ids, repeats, strict=True))
+        flipped = random.flips(streams, self._flip_probability)
         images = _images(dataset, indices, flipped)
         points = _points(dataset, indices)
         if points is not None:
@@ -142,7 +176,7 @@ class _BatchMaker(Dataset[dict[str, Any]]):
             for i, image_id in enumerate(ids):
                 given = _given(points, i)
                 sample = Sample(images[i], given, int(labels[i]), image_id, bool(flipped[i]))
-                sample = self._augment(sample, random.generator(image_id))
+                sample = self._augment(sample, random.generator(streams[i]))
                 images[i] = sample.image
                 if points is not None:
                     points[i] = _MISSING if sample.points is None else sample.points
@@ -163,7 +197,8 @@ class _Tasks(Sampler[_Task]):
 
     def __iter__(self) -> Iterator[_Task]:
         epoch, step = self._sampler.epoch, self._sampler.step
-        return ((epoch, self._sampler.batch(epoch, k)) for k in range(step, self._sampler.steps))
+        steps = range(step, self._sampler.steps)
+        return ((epoch, self._sampler.batch(epoch, k), self._sampler.repeats(epoch, k)) for k in steps)
 
 
 def _images(dataset: FaceDataset, indices: Int64Array, flipped: NDArray[np.bool_]) -> UInt8Array:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from visard.config import BackboneConfig, DataConfig, HeadConfig, Recipe, from_dict, to_dict
+from visard.config_augment import preset
 from visard.console import Answer, say
 from visard.errors import UserError
 from visard.recipes import RECIPES, load_recipe
@@ -34,6 +35,7 @@ options:
   --out RUN           the run directory to make
   --resume RUN        go on with that run, exactly where it stopped
   --init MODEL        start from the weights of a model or run (and its centres of identities with the same name)
+  --augment NAME      none, light, strong or adaface; --data.augment.TRANSFORMATION.SETTING changes one of its values
   --epochs N          length of the run
   --device NAME       auto, cuda, mps or cpu
   --dry-run           print the resolved recipe as JSON and do nothing
@@ -92,6 +94,8 @@ def parse(arguments: list[str]) -> Request | None:
             if getattr(shortcuts, option) is not None:
                 raise UserError(f"--{option} cannot be changed by --resume; start a new run to change it")
     saved = recipe
+    if shortcuts.augment is not None:
+        recipe = replace(recipe, data=replace(recipe.data, augment=preset(shortcuts.augment)))
     recipe = _apply(_override(recipe, overrides), shortcuts)
     if shortcuts.resume is not None:
         for change in _changes(to_dict(replace(saved, run=replace(saved.run, out=recipe.run.out))), to_dict(recipe)):
@@ -101,7 +105,7 @@ def parse(arguments: list[str]) -> Request | None:
 
 def _shortcuts() -> argparse.ArgumentParser:
     parser = _OneLineParser(add_help=False, allow_abbrev=False)
-    for option in ("--data", "--out", "--resume", "--init", "--device"):
+    for option in ("--data", "--out", "--resume", "--init", "--device", "--augment"):
         parser.add_argument(option)
     parser.add_argument("--val", nargs="+")
     parser.add_argument("--epochs", type=float)
@@ -256,7 +260,13 @@ def _carry_out(request: Request) -> Answer:
     from visard.training.loop import process_device, train
 
     recipe = request.recipe
-    dataset = open_dataset(recipe.data.source, size=recipe.data.size, resize=recipe.data.resize)
+    dataset = open_dataset(
+        recipe.data.source,
+        size=recipe.data.size,
+        resize=recipe.data.resize,
+        same_names=recipe.data.same_names,
+        tolerant=recipe.data.broken == "skip",
+    )
     dist.init(process_device(recipe))
     try:
         if not dist.is_main():

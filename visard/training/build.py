@@ -19,7 +19,7 @@ from visard.backbones import build
 from visard.config import Recipe
 from visard.data.dataset import FaceDataset
 from visard.data.loader import Loader
-from visard.data.sampler import EpochSampler
+from visard.data.sampler import build_sampler
 from visard.data.transforms import Augment
 from visard.device import choose_float32_matmul
 from visard.errors import UserError
@@ -98,8 +98,9 @@ def build_parts(
     model = distribute(backbone, head, device)
     named = [(f"backbone.{name}", p) for name, p in backbone.named_parameters()]
     named += [(f"head.{name}", p) for name, p in head.named_parameters()]
-    sampler = EpochSampler(
-        len(dataset), recipe.run.batch_global, recipe.run.seed, rank=dist.rank(), world_size=dist.world_size()
+    run = recipe.run
+    sampler = build_sampler(
+        recipe.data.sampler, dataset.labels, run.batch_global, run.seed, dist.rank(), dist.world_size()
     )
     state = TrainState(
         backbone=backbone,
@@ -117,7 +118,7 @@ def build_parts(
         state=state,
         loader=loader,
         images=len(dataset),
-        images_global=min(recipe.run.batch_global, len(dataset)),
+        images_global=sampler.images_per_step,
         identities=dataset.identities,
         notes=notes,
     )
