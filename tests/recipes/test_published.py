@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from visard.backbones import build
-from visard.config import AdaFaceConfig, MarginConfig, Recipe
+from visard.config import AdaFaceConfig, HeadConfig, MarginConfig, Recipe
 from visard.data.dataset import open_dataset
+from visard.errors import UserError
 from visard.recipes import RECIPES, load_recipe
 from visard.recipes.train import parse
 from visard.training.loop import train
@@ -66,6 +67,8 @@ def test_settings_of_adaface() -> None:
     assert (recipe.optim.lr, recipe.optim.weight_decay, recipe.optim.clip_norm) == (0.1, 5e-4, 0)
     assert (recipe.schedule.epochs, recipe.schedule.milestones, recipe.schedule.gamma) == (26, (12, 20, 24), 0.1)
     assert recipe.run.batch_global == 256
+    augment = recipe.data.augment
+    assert (augment.crop.probability, augment.light.probability, augment.low_resolution.probability) == (0.2, 0.2, 0.2)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,6 +78,20 @@ def test_fields_of_its_margin_can_be_overridden(name: str) -> None:
     assert request.recipe.head.margin.scale == 48
     assert request.recipe.head.subcentres == 3
     assert type(request.recipe.head.margin) is type(load_recipe(name).head.margin)
+
+
+@pytest.mark.parametrize("words", [["--head.margin.kind", "adaface"], ["--head.margin.kind=adaface"]])
+def test_another_margin_by_its_kind(words: list[str]) -> None:
+    """Its own fields become options; scale and gradient stay the recipe's."""
+    request = parse(["ms1mv3_r50", "--data", "x", *words, "--head.margin.h", "0.5", "--head.subcentres", "2"])
+    assert request is not None
+    expected = AdaFaceConfig(h=0.5, scale=64.0, gradient="straight-through")
+    assert request.recipe.head == HeadConfig(margin=expected, subcentres=2)
+
+
+def test_an_unknown_margin_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"--head\.margin\.kind: head: margin: kind 'arc' is not one of 'combined', "):
+        parse(["ms1mv3_r50", "--head.margin.kind", "arc"])
 
 
 def short(name: str, out: Path) -> Recipe:
