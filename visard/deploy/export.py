@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -48,9 +48,9 @@ REAL_CROPS = 64
 class ExportConfig:
     """What is exported, and where to."""
 
-    model: tyro.conf.Positional[Path]
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run directory (its best checkpoint, else its last), a checkpoint or a model directory."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The file to write: .onnx, with OUT.spec.json beside it, or .pt, a state dict for arcface_torch (or AdaFace, or
     torchvision), with class centres in OUT.softmax_fc.pt beside it. An older export is replaced."""
     crops: str = ""

@@ -71,6 +71,8 @@ def import_torch(path: Path, *, input_size: int = 0, classes: int = 0) -> Import
     if classes and (centres is None or len(centres) != classes):
         found = "no class centres" if centres is None else f"{len(centres)} class centres"
         raise UserError(f"{path}: {found}, but --classes says {classes}; files of the last ranks may be missing")
+    if author(config.kind, file) == "CVLface":
+        notes.append("RGB is assumed; give --colour BGR if the color_space of the model's own configuration says so")
     origin = f"imported from {author(config.kind, file)}: {path.resolve().parent.name}/{path.name}"
     spec = spec_for(config, origin=origin, colour=colour_of(config.kind, file))
     return Imported(module=module, spec=spec, centres=centres, notes=tuple(notes))

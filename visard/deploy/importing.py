@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -31,10 +31,10 @@ EXPECTED = "an MXNet .params, a torch file (.pt, .pth, .ckpt, .safetensors), an 
 class ImportConfig:
     """What is imported, and where to."""
 
-    weights: tyro.conf.Positional[Path]
+    weights: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="WEIGHTS")]
     """MXNet .params (NAME-symbol.json beside it); arcface_torch's model.pt, or checkpoint_gpu_0.pt (all ranks' files
     beside it); AdaFace's .ckpt, CVLface's or torchvision's weights; an .onnx; or the folder that holds one of them."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Model directory to write; must not exist yet."""
     input_size: int = 0
     """Crop size in pixels where the weights leave it open (ResNet, some ONNX files); 0 = as they say."""
