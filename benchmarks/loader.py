@@ -30,6 +30,7 @@ from visard.data.loader import Loader
 from visard.data.sampler import EpochSampler
 from visard.data.transforms import SampleRandom
 from visard.data.writer import DatasetWriter
+from visard.device import keep_freed_memory
 
 AIM_OF_FLOOR = 0.9
 AIM_OVER_PEER = 2.0
@@ -45,6 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    keep_freed_memory()  # as training on a CPU and the loader's processes do
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:

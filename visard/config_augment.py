@@ -105,7 +105,7 @@ class MotionConfig:
     """Motion blur along a straight line in a random direction."""
 
     probability: float = 0.0
-    length: Range = (3.0, 11.0)
+    length: Range = (3.0, 9.0)
     """Pixels of a 112 px crop."""
 
     def __post_init__(self) -> None:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visard.data.sampler import EpochSampler
+from visard.config import DataConfig, Recipe, RunConfig, SamplerConfig
+from visard.data.sampler import BalancedSampler, EpochSampler, IdentitySampler, build_sampler
 from visard.errors import UserError
 
 
@@ -110,6 +111,126 @@ def test_what_cannot_be_shared_is_refused() -> None:
         EpochSampler(100, 2, 0, 0, 4)
     with pytest.raises(UserError, match="no images"):
         EpochSampler(0, 2, 0)
+
+
+SIZES = st.lists(st.integers(1, 12), min_size=4, max_size=12)
+CONFIGS = st.sampled_from(
+    [
+        SamplerConfig(),
+        SamplerConfig(kind="balanced"),
+        SamplerConfig(kind="balanced", power=0.5),
+        SamplerConfig(kind="identities", images_per_identity=3),
+    ]
+)
+
+
+def labels_of(sizes: list[int], unlabelled: int = 0) -> np.ndarray:
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    return np.random.default_rng(0).permutation(np.concatenate([labels, np.full(unlabelled, -1)]))
+
+
+def draws(sampler: EpochSampler, epoch: int) -> np.ndarray:
+    return np.concatenate([sampler.batch(epoch, step) for step in range(sampler.steps)])
+
+
+@settings(max_examples=80, deadline=None)
+@given(config=CONFIGS, sizes=SIZES, world_size=st.integers(1, 4), seed=st.integers(0, 99), taken=st.integers(0, 9))
+def test_every_kind_resumes_exactly_at_another_world_size(
+    config: SamplerConfig, sizes: list[int], world_size: int, seed: int, taken: int
+) -> None:
+    """2N steps = N steps, saved, N more on any number of ranks, and the shares are the batch of one rank."""
+    labels = labels_of(sizes, 2)
+    if len(labels) < 12 + 2:
+        labels = labels_of([*sizes, 12], 2)
+    first = build_sampler(config, labels, 12, seed)
+    whole = walk(build_sampler(config, labels, 12, seed), 2 * taken)
+    assert walk(first, taken) == whole[:taken]
+    ranks = [build_sampler(config, labels, 12, seed, rank, world_size) for rank in range(world_size)]
+    for sampler in ranks:
+        sampler.load_state_dict(first.state_dict())
+    shares = [walk(sampler, taken) for sampler in ranks]
+    assert [[i for share in step for i in share] for step in zip(*shares, strict=True)] == whole[taken:]
+
+
+@settings(max_examples=80, deadline=None)
+@given(sizes=SIZES, power=st.sampled_from([0.0, 0.3, 0.5, 1.0]), seed=st.integers(0, 99))
+def test_balanced_draws_keep_to_their_shares(sizes: list[int], power: float, seed: int) -> None:
+    labels = labels_of(sizes, 3)
+    sampler = BalancedSampler(labels, 4, seed, power=power, drop_last=False)
+    share = sum(sizes) * np.array(sizes) ** power / (np.array(sizes) ** power).sum()
+    drawn: list[list[int]] = [[] for _ in sizes]
+    for epoch in range(5):
+        images = draws(sampler, epoch)
+        assert len(images) == sum(sizes)
+        repeats = np.concatenate([sampler.repeats(epoch, k) for k in range(sampler.steps)])  # type: ignore[list-item]
+        assert len(set(zip(images.tolist(), repeats.tolist(), strict=True))) == len(images)
+        counts = np.bincount(labels[images], minlength=len(sizes))
+        assert (np.abs(counts - share) < 1 + 0.01 * share).all()
+        for image in images.tolist():
+            drawn[labels[image]].append(image)
+    for size, images_of_one in zip(sizes, drawn, strict=True):
+        times = np.unique(images_of_one, return_counts=True)[1]
+        assert times.max() - (times.min() if len(times) == size else 0) <= 1  # used up before it begins again
+    if power == 1:
+        assert sorted(draws(sampler, 0).tolist()) == np.flatnonzero(labels >= 0).tolist()
+
+
+@settings(max_examples=80, deadline=None)
+@given(sizes=SIZES, k=st.integers(2, 5), seed=st.integers(0, 99), world_size=st.integers(1, 2))
+def test_batches_of_identities(sizes: list[int], k: int, seed: int, world_size: int) -> None:
+    labels = labels_of(sizes, 3)
+    p = 3
+    rank = IdentitySampler(labels, p * k, seed, 0, world_size, k)
+    sampler = IdentitySampler(labels, p * k, seed, images_per_identity=k)
+    assert sampler.steps == max(1, sum(sizes) // (p * k))
+    assert len(rank.batch(0, 0)) % k == 0
+    for epoch in range(3):
+        for step in range(sampler.steps):
+            images, repeats = sampler.batch(epoch, step), sampler.repeats(epoch, step)
+            groups = labels[images].reshape(p, k)
+            assert (groups == groups[:, :1]).all()
+            assert len(set(groups[:, 0].tolist())) == p
+            assert repeats is not None
+            assert len(set(zip(images.tolist(), repeats.tolist(), strict=True))) == p * k
+            for identity, group in zip(groups[:, 0], images.reshape(p, k), strict=True):
+                assert len(set(group.tolist())) == min(k, sizes[identity])
+
+
+def test_small_identities_are_left_out_if_asked_for() -> None:
+    labels = labels_of([1, 5, 2, 6, 7])
+    sampler = IdentitySampler(labels, 6, 0, images_per_identity=2, min_images=3)
+    assert {int(i) for e in range(5) for i in labels[draws(sampler, e)]} == {1, 3, 4}
+
+
+def test_impossible_batches_of_identities_are_refused() -> None:
+    labels = labels_of([3, 3, 3])
+    for batch, world, message in ((7, 1, "no multiple of 2"), (8, 1, "only 3 have"), (4, 3, "cannot be shared by 3")):
+        with pytest.raises(UserError, match=message):
+            IdentitySampler(labels, batch, 0, 0, world, 2)
+    with pytest.raises(UserError, match="no image has an identity"):
+        BalancedSampler(np.full(5, -1), 4, 0)
+    with pytest.raises(UserError, match="belongs to kind balanced"):
+        SamplerConfig(power=0.5)
+    with pytest.raises(UserError, match=r"run\.batch_global 10 is not"):
+        Recipe(name="a", data=DataConfig(sampler=SamplerConfig(kind="identities")), run=RunConfig(batch_global=10))
+
+
+def test_a_position_in_another_order_is_refused() -> None:
+    labels = labels_of([3, 3, 3])
+    state = BalancedSampler(labels, 4, 0).state_dict()
+    for other in (EpochSampler(9, 4, 0), BalancedSampler(labels[::-1], 4, 0), BalancedSampler(labels, 4, 0, power=0.5)):
+        with pytest.raises(UserError, match="draws its images"):
+            other.load_state_dict(state)
+    old = EpochSampler(9, 4, 0).state_dict()
+    del old["order"]
+    EpochSampler(9, 4, 0).load_state_dict(old)
+
+
+def test_long_orders_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = labels_of(list(range(1, 30)))
+    whole = draws(BalancedSampler(labels, 20, 0), 2)
+    monkeypatch.setattr("visard.data.sampler._CHUNK", 10)
+    assert (draws(BalancedSampler(labels, 20, 0), 2) == whole).all()
 
 
 GOLDEN_ORDER = [4, 8, 0, 1, 7, 6, 2, 5, 3, 9]
