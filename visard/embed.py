@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -54,11 +54,11 @@ NORM_ROWS = 65536
 class EmbedConfig:
     """Embeddings of every image of a data set, in its order."""
 
-    model: tyro.conf.Positional[Path]
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Run directory, model directory or .onnx file."""
-    data: tyro.conf.Positional[str]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Data set: prepared directory, image folder, .rec file or `rendered:...`."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Directory to write."""
     flip: Flip = "none"
     """What to do with the mirrored view: nothing, add its embedding, or put it behind (twice the size)."""

@@ -25,11 +25,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
-from tyro.conf import Positional
+import tyro
 
 import visard
 from visard.align import models
@@ -49,9 +49,9 @@ DEFAULT_MIN_SCORE = {"yunet": 0.6, "mtcnn": 0.8, "file": 0.0, "aligned": 0.0}
 class PrepareConfig:
     """Photographs in folders of identities -> aligned, packed, indexed crops."""
 
-    src: Positional[Path]
+    src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """Folder with one folder of photographs per person (deeper folders belong to the top one)."""
-    out: Positional[Path]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to make."""
     detector: Literal["yunet", "mtcnn"] = "yunet"
     """Finds the faces; its weights come by `visard models pull`."""

@@ -45,9 +45,9 @@ LEFT_OUT = "left_out.csv"
 class ConvertConfig:
     """`visard convert`."""
 
-    src: Annotated[str, tyro.conf.Positional]
+    src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """A prepared folder, a folder of identities, a .rec, .bin or .tar file, a list; or several, joined."""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Where to write; must not exist."""
     to: Kind | None = None
     """What to write; by default a pair set if OUT ends in .bin, else records."""

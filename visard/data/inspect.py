@@ -36,7 +36,7 @@ SHOWN = 10
 class InspectConfig:
     """`visard inspect`."""
 
-    data: Annotated[str, tyro.conf.Positional]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """A prepared folder, a folder of identities, a .rec, .bin or .tar file, a list; or several, joined."""
     out: Path | None = None
     """Folder for inspect.json, broken.csv, duplicates.csv and contact_sheet.jpg; written over."""

@@ -36,7 +36,7 @@ SETTINGS = "settings.json"
 class RenderConfig:
     """`visard render`."""
 
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Where to write; must not exist."""
     identities: int = 200
     """How many people."""

@@ -10,7 +10,7 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -32,9 +32,9 @@ SHEET_COLUMNS = 6
 class PairsConfig:
     """Are two images of the same person? LFW-style verification in folds."""
 
-    model: tyro.conf.Positional[Path]
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Run directory, model directory, .onnx file or embeddings directory."""
-    data: tyro.conf.Positional[str] = ""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = ""
     """Data set of aligned crops, or a .bin pair set; with embeddings only needed for pictures and a .bin's answers."""
     pairs: Path | None = None
     """List of pairs: LFW's, CALFW's, CPLFW's, AgeDB-30's, CFP's Protocol/Split/FP, or `left right same [fold]`. Without

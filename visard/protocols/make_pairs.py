@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -35,9 +35,9 @@ POOL = 20
 class MakePairsConfig:
     """A list of pairs of one's own data."""
 
-    data: tyro.conf.Positional[str]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Data set with identities."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The list to write."""
     count: int = 3000
     """Genuine and as many impostor pairs; fewer if the data set has not so many."""
