@@ -184,10 +184,11 @@ def page(steps: int, table: str) -> str:
         "`restated` is arcface_torch's step with the gradient's norm clipped over backbone and class centres together; "
         "`published clipping` is the same with the norm of the backbone alone, as its script has it. Ours differs from "
         "`restated` by the order of rounding only: `rounding` is `restated` from weights that were moved by 1e-7 of "
-        "themselves. What the exact gradient and the clipping change is in the last two columns.\n\n"
-        "Training amplifies rounding, the more so the higher the rate: at 0.02, six times this rate, ours and `restated` "
-        "were 1.6e-2 apart after 200 steps (2026-11-22, the results beside this script). On another processor the "
-        "largest difference will be another one.\n"
+        "themselves. What the exact gradient and the clipping change is in the last two columns; of it, only what exceeds "
+        "the rounding column is theirs for certain.\n\n"
+        "Training amplifies rounding, the more so the higher the rate: at 0.02, six times this rate, ours and "
+        "`restated` were 1.6e-2 apart after 200 steps (2026-11-22, the results beside this script). On another "
+        "processor the largest difference will be another one.\n"
     )
 
 
