@@ -14,8 +14,14 @@ from typing import overload
 
 import numpy as np
 
+from visard.data import array_cache
 from visard.errors import FormatError
 from visard.records import Int64Array
+
+WORTH_KEEPING = 1 << 24
+"""Bytes of a text from which on the ends of its lines are kept in a file (`array_cache`)."""
+
+_CHUNK = 1 << 24
 
 
 class Lines(Sequence[str]):
@@ -24,26 +30,36 @@ class Lines(Sequence[str]):
     Millions of str objects would be copied into every forked worker, page by page, by their reference counts.
     """
 
-    def __init__(self, text: bytes | mmap.mmap) -> None:
+    def __init__(self, text: bytes | mmap.mmap, ends: Int64Array | None = None) -> None:
         self._text = text
         self._path: Path | None = None
-        data = np.frombuffer(text, np.uint8)
-        chunks = range(0, len(data), 1 << 24)
-        ends = [np.flatnonzero(data[at : at + (1 << 24)] == ord("\n")) + at for at in chunks]
-        self._ends: Int64Array = np.concatenate(ends) if ends else np.empty(0, np.int64)
+        self._ends = _line_ends(text) if ends is None else ends
 
     @classmethod
     def from_file(cls, path: Path) -> Lines:
-        """Raises FormatError if the file is missing or its last line does not end."""
+        """The lines of a file; where they end is kept for the next time if it is large.
+
+        Raises:
+            FormatError: the file is missing or its last line does not end.
+        """
         try:
             with open(path, "rb") as file:
-                empty = os.fstat(file.fileno()).st_size == 0
-                lines = cls(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                size = os.fstat(file.fileno()).st_size
+                text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         except FileNotFoundError as error:
             raise FormatError(path, "is missing; prepare the data set again") from error
+        if size and text[size - 1] != ord("\n"):
+            raise FormatError(path, "is cut off in its last line; prepare the data set again", size)
+        ends: Int64Array | None = None
+        if size >= WORTH_KEEPING:
+            kept = array_cache.load((path,), "lines")
+            if kept is not None and len(kept.get("ends", ())) and kept["ends"][-1] == size - 1:
+                ends = kept["ends"]
+            else:
+                ends = _line_ends(text)
+                array_cache.save((path,), "lines", {"ends": ends})
+        lines = cls(text, ends)
         lines._path = path
-        if len(lines._text) and lines._text[len(lines._text) - 1] != ord("\n"):
-            raise FormatError(path, "is cut off in its last line; prepare the data set again", len(lines._text))
         return lines
 
     @classmethod
@@ -119,6 +135,19 @@ class PartlyNamed(Sequence[str]):
         place = int(np.searchsorted(self._labels, label))
         named = place < len(self._labels) and self._labels[place] == label
         return self._names[place] if named else str(label)
+
+
+def _line_ends(text: bytes | mmap.mmap) -> Int64Array:
+    """(N,) int64, the places of the line feeds; counted first, so that memory is taken once."""
+    data = np.frombuffer(text, np.uint8)
+    chunks = range(0, len(data), _CHUNK)
+    ends = np.empty(sum(int(np.count_nonzero(data[at : at + _CHUNK] == ord("\n"))) for at in chunks), np.int64)
+    count = 0
+    for at in chunks:
+        found = np.flatnonzero(data[at : at + _CHUNK] == ord("\n"))
+        np.add(found, at, out=ends[count : count + len(found)])
+        count += len(found)
+    return ends
 
 
 def is_name(text: str) -> bool:

@@ -21,6 +21,8 @@ WORTH_KEEPING = 1 << 18
 """Records from which on an index or labels are kept in a file; below, reading them again takes milliseconds."""
 
 _CHUNK = 1 << 24
+_ROUNDED = 8
+"""A float32 below 2**27 is off by at most so much."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _images(file: RecordFile, keys: Int64Array, offsets: Int64Array, problems: l
             zero = None  # a file that is damaged anyway: all that can be read counts
             problems.append(error)
         if zero is not None and zero.flag > 0:
-            taken = (keys >= 1) & (keys < float(zero.labels[0]))
+            taken = (keys >= 1) & (keys < _first_identity(file, keys, offsets, float(zero.labels[0])))
             first = int(taken.argmax())
             run = slice(first, first + int(taken.sum()))
             chosen: slice | NDArray[np.bool_] = run if taken[run].all() else taken
@@ -140,6 +142,21 @@ def _images(file: RecordFile, keys: Int64Array, offsets: Int64Array, problems: l
     if int(keys[-1]) - int(keys[0]) == len(keys) - 1 and _increasing(keys):
         keys = keys[:1]
     return RecordIndex(keys, offsets, tuple(problems))
+
+
+def _first_identity(file: RecordFile, keys: Int64Array, offsets: Int64Array, promised: float) -> float:
+    """The key of the first identity record, which record 0 holds as a float32: from 2**24 on only roughly.
+
+    arcface_torch takes the rounded number, and with it up to 3 records too many or too few; here those near it are
+    looked at: an identity record has labels and no image.
+    """
+    if not 1 << 24 <= promised < len(keys) or int(keys[-1]) - int(keys[0]) != len(keys) - 1 or not _increasing(keys):
+        return promised
+    for key in range(int(promised) - _ROUNDED, min(int(promised) + _ROUNDED, int(keys[-1])) + 1):
+        record = file.record(int(offsets[key - int(keys[0])]))
+        if record.flag > 0 and not record.image:
+            return key
+    return promised
 
 
 def _increasing(keys: Int64Array) -> bool:

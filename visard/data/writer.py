@@ -33,7 +33,7 @@ import numpy as np
 
 import visard
 from visard.data import recordio
-from visard.data.lines import is_name
+from visard.data.lines import Lines, is_name
 from visard.errors import FormatError, UserError
 from visard.records import Float32Array
 
@@ -210,6 +210,7 @@ class DatasetWriter:
         )
         (self.folder / "dataset.json").write_text(info.to_json(), encoding="utf-8")
         self._close()
+        Lines.from_file(self.folder / "ids.txt")  # of millions, keeps where the lines end: the first to open need not
         if self.out.exists():
             self.out.rmdir()  # empty, as checked at the start
         os.replace(self.folder, self.out)
