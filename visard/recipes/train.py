@@ -150,10 +150,10 @@ def _with_margin(recipe: Recipe, overrides: list[str]) -> Recipe:
     The scale and the gradient's kind stay the recipe's; all else is the new margin's own default.
     """
     option, kind = "--head.margin.kind", None
-    for word, following in zip(overrides, [*overrides[1:], ""], strict=True):
+    for position, word in enumerate(overrides):
         name, equals, value = word.partition("=")
         if name == option:
-            kind = value if equals else following
+            kind = value if equals else "".join(overrides[position + 1 : position + 2])
     margin = recipe.head.margin
     if kind is None or kind == margin.kind:
         return recipe
