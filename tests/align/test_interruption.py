@@ -119,7 +119,7 @@ def test_cut_off_before_and_after_every_rename(
             shutil.rmtree(out, ignore_errors=True)
             if overwrite:
                 out.mkdir()
-                (out / "old.txt").write_text("old")
+                (out / "dataset.json").write_text("of an older data set")
             with monkeypatch.context() as patch:
                 cut_at(patch, os, "replace", call, after=after)
                 try:

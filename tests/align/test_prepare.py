@@ -245,3 +245,25 @@ def test_real_detectors_on_a_photograph(
     points = open_dataset(tmp_path / "out").points(0)
     assert points is not None
     assert np.abs(points - ARCFACE_TEMPLATE).mean() < 6
+
+
+@pytest.mark.parametrize("out", [".", "src", "src/../src", "link"])
+def test_the_photographs_are_never_overwritten(tmp_path: Path, out: str) -> None:
+    detections = photograph_folder(tmp_path / "src", people=1, images=2)
+    (tmp_path / "link").symlink_to(tmp_path / "src")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="is the folder of the photographs or holds it"):
+        prepare(tmp_path / "src", tmp_path / out, detections=detections, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_only_a_prepared_data_set_is_overwritten(tmp_path: Path) -> None:
+    detections = photograph_folder(tmp_path / "src", people=1, images=2)
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "kept.txt").write_text("dear")
+    for out in ("letters", "letters/kept.txt"):
+        with pytest.raises(UserError, match="is not a prepared data set"):
+            prepare(tmp_path / "src", tmp_path / out, detections=detections, overwrite=True)
+    assert (tmp_path / "letters" / "kept.txt").read_text() == "dear"
+    prepare(tmp_path / "src", tmp_path / "out", detections=detections)
+    assert prepare(tmp_path / "src", tmp_path / "out", detections=detections, overwrite=True)["crops"] == 2

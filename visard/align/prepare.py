@@ -98,6 +98,7 @@ class PrepareConfig:
 
 def main(config: PrepareConfig) -> Answer:
     """Runs or goes on with the command."""
+    _check_out(config)
     photographs, others = find_photographs(config.src)
     usable = [photograph for photograph in photographs if not _has_line_break(photograph.id)]
     job = Job(config.out.with_name(f"{config.out.name}.partial"), usable, _settings(config))
@@ -117,6 +118,16 @@ def main(config: PrepareConfig) -> Answer:
         _move_into_place(job.directory / "assembled", config.out)
     shutil.rmtree(job.directory)
     return Answer(value={"out": str(config.out), **report}, text=_text(config.out, report))
+
+
+def _check_out(config: PrepareConfig) -> None:
+    """OUT is deleted when it is replaced: it must not hold the photographs, nor be anything but a prepared data set."""
+    source, out = config.src.resolve(), config.out.resolve()
+    if out == source or out in source.parents:
+        raise UserError(f"{config.out} is the folder of the photographs or holds it; name another folder for the crops")
+    ours = config.out.is_dir() and (_is_empty_folder(config.out) or (config.out / "dataset.json").is_file())
+    if config.overwrite and config.out.exists() and not ours:
+        raise UserError(f"{config.out} is not a prepared data set, and is not replaced; name another folder")
 
 
 def _run(config: PrepareConfig, job: Job, finished: set[int]) -> None:
