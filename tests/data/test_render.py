@@ -17,7 +17,7 @@ from visard.data import render
 from visard.data.dataset import open_dataset
 from visard.data.render import RenderConfig, main
 from visard.data.rendered import RenderedFaces
-from visard.errors import UserError
+from visard.errors import Interrupted, UserError
 
 
 def small(out, **settings):
@@ -130,6 +130,17 @@ def test_interrupted_records_leave_nothing(tmp_path, monkeypatch):
     assert len(open_dataset(config.out)) == 6
 
 
+@pytest.mark.parametrize(("format", "said"), [("records", "nothing was left"), ("folder", "the same command goes on")])
+def test_ctrl_c_says_what_is_left(tmp_path, monkeypatch, format, said):
+    def interrupted(task):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(render, "_make_block", interrupted)
+    with pytest.raises(Interrupted, match=said):
+        main(small(tmp_path / "out", format=format))
+    assert [p.name for p in tmp_path.iterdir()] == ([] if format == "records" else [".out.partial"])
+
+
 def test_an_existing_target_is_not_touched(tmp_path):
     with pytest.raises(UserError, match="exists already"):
         main(small(tmp_path))
@@ -138,15 +149,19 @@ def test_an_existing_target_is_not_touched(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"identities": 0}, "identities is 0"),
-        ({"quality": 0}, "quality is 0"),
-        ({"size": 4}, "size is 4"),
-        ({"workers": -1}, "workers is -1"),
-        ({"strangers": 0.7, "empty": 0.6}, "exceed all"),
+        ({"identities": 0}, "--identities is 0"),
+        ({"first_identity": -1}, "--first-identity is -1"),
+        ({"seed": 2**63}, "--seed is 9223372036854775808"),
+        ({"quality": 0}, "--quality is 0"),
+        ({"size": 4}, "--size is 4"),
+        ({"photograph_size": 8}, "--photograph-size is 8"),
+        ({"workers": -1}, "--workers is -1"),
+        ({"strangers": float("nan")}, "are shares"),
+        ({"strangers": 0.7, "empty": 0.6}, "exceed 1"),
     ],
 )
 def test_impossible_settings_are_named(tmp_path, settings, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"^{message}" if message.startswith("-") else message):
         small(tmp_path / "out", **settings)
 
 

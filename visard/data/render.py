@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ import tyro
 from numpy.typing import NDArray
 
 from visard.console import Answer, progress
-from visard.errors import UserError
+from visard.errors import Interrupted, UserError
 
 # Images a worker makes at once.
 BLOCK = 32
@@ -64,17 +65,16 @@ class RenderConfig:
     """Processes that render; 0 renders in this one."""
 
     def __post_init__(self) -> None:
-        _check(1 <= self.quality <= 100, f"quality is {self.quality}; use 1 to 100")
-        _check(self.workers >= 0, f"workers is {self.workers}; use 0 or more")
-        _check(32 <= self.photograph_size <= 1600, f"photograph_size is {self.photograph_size} px; use 32 to 1600")
-        _check(min(self.strangers, self.empty) >= 0, "strangers and empty are shares; use 0 to 1")
-        _check(
-            self.strangers + self.empty <= 1, "strangers and empty together exceed all photographs; make them smaller"
-        )
+        _check(1 <= self.quality <= 100, f"--quality is {self.quality}; use 1 to 100")
+        _check(self.workers >= 0, f"--workers is {self.workers}; use 0 or more")
+        _check(32 <= self.photograph_size <= 1600, f"--photograph-size is {self.photograph_size} px; use 32 to 1600")
+        _check(self.strangers >= 0 and self.empty >= 0, "--strangers and --empty are shares; use 0 to 1")
+        _check(self.strangers + self.empty <= 1, "--strangers and --empty together exceed 1; make them smaller")
         for name, least in (("identities", 1), ("images_per_identity", 1), ("first_identity", 0), ("seed", 0)):
             value = getattr(self, name)
-            _check(value >= least, f"{name} is {value}; use {least} or more")
-        _check(16 <= self.size <= 1024, f"size is {self.size} px; use 16 to 1024")
+            # Image and person numbers are 64-bit.
+            _check(least <= value < 2**31, f"--{name.replace('_', '-')} is {value}; use {least} to {2**31 - 1:,}")
+        _check(16 <= self.size <= 1024, f"--size is {self.size} px; use 16 to 1024")
 
 
 def main(config: RenderConfig) -> Answer:
@@ -82,15 +82,20 @@ def main(config: RenderConfig) -> Answer:
 
     Raises:
         UserError: OUT exists, or an unfinished OUT has other settings.
+        Interrupted: by Ctrl-C.
     """
     if config.out.exists():
         raise UserError(f"{config.out} exists already; name another folder or remove it")
     images = config.identities * config.images_per_identity
     kind = "photographs" if config.photographs else config.format
-    if kind == "records":
-        _write_records(config, images)
-    else:
-        _write_folder(config, images)
+    try:
+        if kind == "records":
+            _write_records(config, images)
+        else:
+            _write_folder(config, images)
+    except KeyboardInterrupt:
+        rest = "nothing was left" if kind == "records" else "the same command goes on where it stopped"
+        raise Interrupted(f"interrupted; {rest}", signal.SIGINT) from None
     value = {
         "out": str(config.out),
         "kind": kind,
@@ -133,8 +138,7 @@ def _write_folder(config: RenderConfig, images: int) -> None:
     dataset = _dataset(config)
     files = [partial / f"{dataset.ids[i]}.jpg" for i in range(images)]
     missing = np.array([i for i, file in enumerate(files) if not file.exists()], np.int64)
-    with progress("rendering", images) as shown:
-        shown.advance(images - len(missing))
+    with progress("rendering", images, done=images - len(missing)) as shown:
         for made in _make(config, missing):
             files[made.index].parent.mkdir(exist_ok=True)
             _replace(files[made.index], made.jpeg)
@@ -236,4 +240,4 @@ def _replace(path: Path, data: bytes) -> None:
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
-        raise UserError(f"visard render: {message}")
+        raise UserError(message)
