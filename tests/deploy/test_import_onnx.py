@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,11 @@ def test_grey_levels_are_the_fields_unless_the_graph_has_its_own(tmp_path: Path)
     assert "begins with Sub on its input, so mean 0 and std 1" in answer.text
     spec = visard.load(tmp_path / "own", "cpu").spec
     assert (spec.mean, spec.std) == (0, 1)
+    (tmp_path / "own.spec.json").write_text(replace(spec, mean=100, std=50, colour="BGR").to_json())
+    answer = main(ImportConfig(weights=own, out=tmp_path / "beside"))
+    assert "from own.spec.json" in answer.text
+    spec = visard.load(tmp_path / "beside", "cpu").spec
+    assert (spec.mean, spec.std, spec.colour) == (100, 50, "BGR")
     spec_asked = main(ImportConfig(weights=own, out=tmp_path / "asked", mean=3, std=2)).value["spec"]
     assert (spec_asked["mean"], spec_asked["std"]) == (3, 2)
 

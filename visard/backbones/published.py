@@ -6,6 +6,7 @@ by name; `config_of` gives the configuration whose network has exactly these par
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import struct
@@ -307,7 +308,7 @@ def _stages(tensors: Mapping[str, Tensor]) -> tuple[int, int, int, int]:
 
 
 def _side(values: int, channels: int) -> int:
-    side = round((values / channels) ** 0.5)
+    side = round(math.sqrt(values / channels))
     if side < 1 or side * side * channels != values:
         raise ValueError(f"its last map of {values} values over {channels} channels is not square")
     return side

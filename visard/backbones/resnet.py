@@ -21,7 +21,7 @@ class ResNet(nn.Module):
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
-        block = {"basic": BasicBlock, "bottleneck": BottleneckBlock}[config.block]
+        block = BasicBlock if config.block == "basic" else BottleneckBlock
         self.conv1 = nn.Conv2d(3, config.width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(config.width)
         channels_in = config.width

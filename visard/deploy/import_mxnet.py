@@ -212,7 +212,7 @@ def _preprocessing(graph: Sequence[Operator]) -> tuple[float, float]:
 
 def _pair(operator: Operator, key: str, default: int) -> tuple[int, int]:
     value = operator.attribute(key, ()) or (default, default)
-    return tuple(value) if isinstance(value, tuple) else (value, value)  # type: ignore[return-value]
+    return tuple(value) if isinstance(value, tuple) else (value, value)
 
 
 def _eps(operator: Operator) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import numpy as np
 from visard import __version__
 from visard.errors import FormatError, UserError
 from visard.records import Float32Array, ModelSpec
-from visard.runtime import ONNX_NAME, SPEC_NAME, load
+from visard.runtime import ONNX_NAME, SPEC_NAME, load, read_spec
 
 if TYPE_CHECKING:
     import onnx
@@ -28,7 +29,7 @@ BATCHES = (1, 3)
 
 
 def import_onnx(
-    path: Path, out: Path, *, input_size: int, mean: float | None, std: float | None, colour: str
+    path: Path, out: Path, *, input_size: int, mean: float | None, std: float | None, colour: str | None
 ) -> tuple[ModelSpec, tuple[str, ...]]:
     """Writes the directory `out` if the graph gives finite vectors that depend on the image, the same at any batch.
 
@@ -36,9 +37,10 @@ def import_onnx(
         path: the .onnx file.
         out: must not exist.
         input_size: pixels; 0 = as the graph says.
-        mean: grey level that its users subtract; None = 0 if the graph begins with its own normalisation, else 127.5.
-        std: what they divide by; None = 1 or 127.5, likewise.
-        colour: "RGB" or "BGR".
+        mean: grey level that its users subtract; None = what NAME.spec.json beside it says; without one 0 if the graph
+            begins with its own normalisation, else 127.5.
+        std: what they divide by; None = likewise, 1 or 127.5.
+        colour: "RGB" or "BGR"; None = likewise, RGB.
 
     Returns:
         The spec, and what the user should know.
@@ -55,11 +57,8 @@ def import_onnx(
     except (DecodeError, OSError) as error:
         raise FormatError(path, f"not an ONNX file ({str(error).strip().splitlines()[0][:150]})") from error
     size = _input_size(path, model, input_size)
-    own = _normalises(model, _image_input(path, model).name)
-    notes = [f"it begins with {own} on its input, so mean {mean or 0:g} and std {std or 1:g}"] if own else []
-    default_mean, default_std = (0.0, 1.0) if own else (127.5, 127.5)
-    if mean is None and std is None and not own:
-        notes.append("mean and std are the field's usual 127.5; give --mean and --std where its training had others")
+    preprocessing, note = _preprocessing(path, model)
+    notes = (note,) if mean is None and std is None else ()
     values = model.SerializeToString()
     if len(values) > LARGEST_FILE_BYTES:
         raise UserError(f"{path}: {len(values) / 1e9:.1f} GB with its weights; one ONNX file holds at most 2 GB")
@@ -72,9 +71,9 @@ def import_onnx(
             backbone={"kind": "onnx", "sha256": hashlib.sha256(values).hexdigest()},
             input_size=size,
             embedding_dim=_dimensions(temporary / ONNX_NAME, path, size),
-            colour=colour,
-            mean=default_mean if mean is None else mean,
-            std=default_std if std is None else std,
+            colour=preprocessing.colour if colour is None else colour,
+            mean=preprocessing.mean if mean is None else mean,
+            std=preprocessing.std if std is None else std,
             origin=f"imported from ONNX: {path.resolve().parent.name}/{path.name}",
             visard=__version__,
         )
@@ -84,7 +83,7 @@ def import_onnx(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return spec, tuple(notes)
+    return spec, notes
 
 
 def _image_input(path: Path, model: onnx.ModelProto) -> onnx.ValueInfoProto:
@@ -108,9 +107,25 @@ def _input_size(path: Path, model: onnx.ModelProto, asked: int) -> int:
     return asked or fixed.pop()
 
 
-def _normalises(model: onnx.ModelProto, name: str) -> str:
+@dataclass(frozen=True)
+class _Preprocessing:
+    mean: float
+    std: float
+    colour: str
+
+
+def _preprocessing(path: Path, model: onnx.ModelProto) -> tuple[_Preprocessing, str]:
+    """What is known of it, and from where."""
+    beside = path.with_name(f"{path.stem}.spec.json")
+    if beside.is_file():
+        spec = read_spec(beside)
+        return _Preprocessing(spec.mean, spec.std, spec.colour), f"mean, std and colours from {beside.name}"
+    name = _image_input(path, model).name
     first = [node.op_type for node in model.graph.node if name in node.input]
-    return first[0] if len(first) == 1 and first[0] in NORMALISING else ""
+    if len(first) == 1 and first[0] in NORMALISING:
+        return _Preprocessing(0.0, 1.0, "RGB"), f"it begins with {first[0]} on its input, so mean 0 and std 1"
+    usual = "mean and std are the field's usual 127.5; give --mean and --std where its training had others"
+    return _Preprocessing(127.5, 127.5, "RGB"), usual
 
 
 def _dimensions(file: Path, path: Path, size: int) -> int:

@@ -65,7 +65,7 @@ def import_torch(path: Path, *, input_size: int = 0, classes: int = 0) -> Import
     tensors = counters | file.tensors
     check_fit(tensors, module, where=where)
     module.load_state_dict(tensors)
-    centres, notes = _centres(path, file, ranks)
+    centres, notes = _centres(path, file, ranks, checked=classes > 0)
     if centres is not None and centres.shape[1] != config.embedding_dim:
         raise UserError(f"{where}: centres of {centres.shape[1]} dimensions, embeddings of {config.embedding_dim}")
     if classes and (centres is None or len(centres) != classes):
@@ -96,9 +96,9 @@ def rank_files(path: Path) -> list[Path]:
     return [found[rank] for rank in sorted(found)]
 
 
-def _centres(path: Path, file: TorchFile, ranks: list[Path]) -> tuple[Tensor | None, list[str]]:
+def _centres(path: Path, file: TorchFile, ranks: list[Path], *, checked: bool) -> tuple[Tensor | None, list[str]]:
     if ranks:
-        return _joined(ranks, file)
+        return _joined(ranks, file, checked=checked)
     beside = path.with_name(path.stem + CENTRES_SUFFIX)
     if beside.is_file():
         return _weight(read_torch_file(beside).tensors, beside), [f"class centres from {beside.name}"]
@@ -116,7 +116,7 @@ def _centres(path: Path, file: TorchFile, ranks: list[Path]) -> tuple[Tensor | N
     return None, []
 
 
-def _joined(ranks: list[Path], first: TorchFile) -> tuple[Tensor | None, list[str]]:
+def _joined(ranks: list[Path], first: TorchFile, *, checked: bool) -> tuple[Tensor | None, list[str]]:
     if "state_dict_softmax_fc" not in first.content:
         return None, [f"{ranks[0].name} has no class centres"]
     shards: list[Tensor] = []
@@ -140,8 +140,8 @@ def _joined(ranks: list[Path], first: TorchFile) -> tuple[Tensor | None, list[st
                 f"{path}: {len(shard)} centres of {shard.shape[1]} dimensions, but where {classes} classes are shared "
                 f"out, rank {rank} of {world} has {expected} of {shards[0].shape[1]}; ranks' files are missing or mixed"
             )
-    note = f"{classes} class centres from {world} ranks; --classes N checks that no later rank's file is missing"
-    return torch.cat(shards), [note]
+    unchecked = "" if checked else "; --classes N checks that no later rank's file is missing"
+    return torch.cat(shards), [f"{classes} class centres from {world} ranks{unchecked}"]
 
 
 def _weight(softmax: dict[str, Any], path: Path) -> Tensor:

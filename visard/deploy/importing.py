@@ -62,7 +62,7 @@ def main(config: ImportConfig) -> Answer:
     if path.suffix == ".onnx":
         if config.classes:
             raise UserError(f"{path}: an ONNX file has no class centres; leave --classes out")
-        colour = "RGB" if config.colour == "auto" else config.colour
+        colour = None if config.colour == "auto" else config.colour
         spec, notes = import_onnx(
             path, config.out, input_size=config.input_size, mean=config.mean, std=config.std, colour=colour
         )
