@@ -29,9 +29,10 @@ from visard.data import augment
 from visard.data.augment import NAMES, Augmentation, augmentation, in_order
 from visard.data.dataset import open_dataset
 from visard.data.loader import Loader
-from visard.data.sampler import EpochSampler
+from visard.data.sampler import EpochSampler, IdentitySampler
 from visard.data.transforms import Sample, SampleRandom
 from visard.errors import UserError
+from visard.recipes.train import parse
 from visard.records import UInt8Array
 
 S = 56
@@ -193,3 +194,20 @@ def test_the_loader_applies_what_its_settings_say() -> None:
 def test_impossible_settings_are_refused(wrong: object) -> None:
     with pytest.raises(UserError):
         wrong()  # type: ignore[operator]
+
+
+def test_an_image_that_comes_again_is_augmented_anew() -> None:
+    data = open_dataset("rendered:2x1", size=32)
+    config = DataConfig(size=32, augment=only("light"))
+    batch = next(iter(Loader(data, config, IdentitySampler(data.labels, 6, 0, images_per_identity=3))))
+    assert sorted(batch.ids) == sorted([*data.ids] * 3)
+    crops = {batch.images[i].numpy().tobytes() for i in range(6)}
+    assert len(crops) == 6
+
+
+def test_a_preset_on_the_command_line_is_changed_by_its_fields() -> None:
+    request = parse(["quickstart", "--augment", "adaface", "--data.augment.blur.probability", "0.1"])
+    assert request is not None
+    assert request.recipe.data.augment == replace(PRESETS["adaface"], blur=BlurConfig(probability=0.1))
+    with pytest.raises(UserError, match="'heavy' is not one of none, light, strong, adaface"):
+        parse(["quickstart", "--augment", "heavy"])
