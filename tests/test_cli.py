@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import resource
@@ -13,7 +14,11 @@ from pathlib import Path
 import pytest
 
 from visard import __version__
+from visard.backbones import build
 from visard.cli import COMMANDS, main
+from visard.config import IResNetConfig
+from visard.console import Answer
+from visard.runtime import save_model, spec_for
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -70,6 +75,9 @@ def test_every_command_has_help(name: str) -> None:
         ("no-such-command",),
         ("prepare", "no-such-folder", "out"),
         ("prepare", "--no-such-option"),
+        ("prepare", "only-a-source"),
+        ("render", "out", "--size", "big"),
+        ("render", "out", "--format", "no-such-format"),
         ("train", "no_such_recipe"),
         ("train", "rendered_tiny", "--optim.lr", "-1"),
         ("train", "rendered_tiny", "--optim.no-such", "1"),
@@ -92,8 +100,62 @@ def test_a_mistake_is_named_and_exits_with_2(arguments: tuple[str, ...], tmp_pat
     )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stderr.strip() or done.stdout.strip()
+    said = done.stderr.splitlines()
+    assert len(said) == 1, "one line"
+    assert said[0].startswith("visard")
     assert not list(tmp_path.iterdir()), "a mistake must leave nothing behind"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("render", "file/out", "--identities", "1", "--images-per-identity", "1", "--size", "16"),
+        ("render", "file/out", "--identities", "1", "--images-per-identity", "1", "--size", "16", "--format=folder"),
+        ("train", "scratch_tiny", "--data", "rendered:4x8", "--out", "file/run", "--epochs", "1"),
+        ("embed", "model", "rendered:1x1", "file/out"),
+        ("export", "model", "file/out.onnx"),
+        ("pairs", "make", "rendered:4x2", "file/pairs.txt"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_place_that_cannot_be_written_is_named(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    network = IResNetConfig(blocks=(1, 1, 1, 1), width=4, embedding_dim=8, input_size=16)
+    save_model(build(network), spec_for(network, origin="test"), tmp_path / "model")
+    assert main(list(arguments)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"visard {arguments[0]}: ")
+    assert "file" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model"]
+
+
+def test_a_full_disk_is_no_defect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(name: str, arguments: list[str]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("visard.cli._dispatch", full)
+    assert main(["recipes"]) == 2
+    assert "visard recipes: No space left on device" in capsys.readouterr().err
+
+
+def test_an_error_without_a_file_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str, arguments: list[str]) -> None:
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    monkeypatch.setattr("visard.cli._dispatch", fails)
+    with pytest.raises(ConnectionResetError):
+        main(["recipes"])
+
+
+def test_a_quoted_tilde_is_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given: list[str] = []
+    monkeypatch.setattr("visard.cli._dispatch", lambda name, arguments: given.extend(arguments) or Answer({}, ""))
+    assert main(["prepare", "~/src", "--detections=~/d.csv", "a~/b", "~"]) == 0
+    assert given == [f"{tmp_path}/src", f"--detections={tmp_path}/d.csv", "a~/b", "~"]
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("recipes",), ("recipes", "--json"), ("embed", "--help")])

@@ -7,6 +7,7 @@ Exit codes: 0 the work was done, 2 a mistake in the input or settings, 130 inter
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import json
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from visard import __version__, completion
+from visard.console import parse
 from visard.errors import Interrupted, UserError
 
 
@@ -36,6 +38,9 @@ class Command:
     words: tuple[str, ...] = ()
     """What may follow the command's name: protocols, actions."""
 
+
+DISK_ERRORS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EIO") if hasattr(errno, name)}
+"""What a write can end with; such an error names no file."""
 
 COMMANDS = {
     "prepare": Command(
@@ -84,7 +89,7 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"visard {__version__}")
         return 0
-    name = arguments.pop(0)
+    name, *arguments = map(_at_home, arguments)
     try:
         if name == "--completion":
             print(completion.script(_shell(arguments), _completed_words()))
@@ -104,8 +109,29 @@ def _run(arguments: list[str]) -> int:
         rest = "the same command goes on where it stopped" if goes_on else "it was not done"
         print(f"visard {name}: interrupted; {rest}", file=sys.stderr)
         return 130
+    except OSError as error:
+        if not _is_of_the_file_system(error):
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"visard {name}: {where}{error.strerror}; check the place, its permissions and its room", file=sys.stderr)
+        return 2
     print(json.dumps(answer.value, indent=2) if as_json else answer.text)
     return 0
+
+
+def _at_home(argument: str) -> str:
+    """`~/x` and `--option=~/x` as a shell would have read them unquoted."""
+    option, equals, value = argument.partition("=")
+    if argument.startswith("~/"):
+        return os.path.expanduser(argument)
+    return (
+        option + equals + os.path.expanduser(value) if option.startswith("--") and value.startswith("~/") else argument
+    )
+
+
+def _is_of_the_file_system(error: OSError) -> bool:
+    """Whether a path, its permissions or a full disk is the cause; a pipe, socket or library is not."""
+    return error.strerror is not None and (error.filename is not None or error.errno in DISK_ERRORS)
 
 
 def _reader_left() -> bool:
@@ -139,9 +165,7 @@ def _dispatch(name: str, arguments: list[str]):  # type: ignore[no-untyped-def]
     module = importlib.import_module(command.module)
     if not command.config:
         return module.run(arguments)
-    import tyro
-
-    config = tyro.cli(getattr(module, command.config), prog=f"visard {name}", args=arguments, description=command.line)
+    config = parse(getattr(module, command.config), arguments, command=f"visard {name}", description=command.line)
     return module.main(config)
 
 

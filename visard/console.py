@@ -6,11 +6,15 @@ In: counts. Out: a rich bar with rate and time left on a terminal, otherwise a p
 from __future__ import annotations
 
 import contextlib
+import io
+import re
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from visard.errors import UserError
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -114,6 +118,37 @@ def progress(
     ) as bar:
         task = bar.add_task(title, total=total, completed=done, speed="")
         yield _RichProgress(total, unit, done, bar, task)
+
+
+def parse(kind: Any, arguments: list[str], *, command: str, description: str | None = None) -> Any:
+    """`kind` from `arguments`, by tyro; help is shown and ends the program, a mistake becomes one line.
+
+    Args:
+        kind: a config dataclass.
+        arguments: what follows the command's name.
+        command: what the user typed before them, "visard prepare".
+        description: the first line of the help.
+
+    Raises:
+        UserError: an option that does not exist, a missing or impossible value.
+    """
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=command, args=arguments, description=description)
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        raise UserError(f"{first_sentence(said.getvalue()).rstrip('.')}; `{command} --help` explains all") from None
+
+
+def first_sentence(box: str) -> str:
+    """What tyro's frame says under its title; without UTF-8 the frame is drawn in other characters."""
+    parts = [" ".join(re.sub("[│|╭╮╰╯]", " ", part).split()) for part in re.split("[─-]{4,}", box)]
+    said = [part for part in parts if part]
+    return said[1] if len(said) > 1 else " ".join(box.split())
 
 
 def say(text: str) -> None:

@@ -12,7 +12,6 @@ import dataclasses
 import io
 import json
 import os
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 from visard.config import BackboneConfig, DataConfig, HeadConfig, Recipe, from_dict, to_dict
 from visard.config_augment import preset
-from visard.console import Answer, say
+from visard.console import Answer, first_sentence, say
 from visard.errors import UserError
 from visard.recipes import RECIPES, load_recipe
 
@@ -138,7 +137,7 @@ def _override(recipe: Recipe, overrides: list[str]) -> Recipe:
     except SystemExit as ended:
         if ended.code == 0:
             raise
-        raise UserError(_first_sentence(said.getvalue())) from None
+        raise UserError(first_sentence(said.getvalue())) from None
     if unknown:
         raise UserError(f"unknown option {unknown[0]!r}; `visard train {recipe.name} --help` lists all fields")
     return changed
@@ -160,13 +159,6 @@ def _with_margin(recipe: Recipe, overrides: list[str]) -> Recipe:
     values = {"kind": kind, "scale": margin.scale, "gradient": margin.gradient}
     head = from_dict(HeadConfig, to_dict(recipe.head) | {"margin": values}, where=f"{option}: head")
     return replace(recipe, head=head)
-
-
-def _first_sentence(box: str) -> str:
-    """What tyro's frame says under its title; without UTF-8 the frame is drawn in other characters."""
-    parts = [" ".join(re.sub("[│|╭╮╰╯]", " ", part).split()) for part in re.split("[─-]{4,}", box)]
-    said = [part for part in parts if part]
-    return said[1] if len(said) > 1 else " ".join(box.split())
 
 
 def _apply(recipe: Recipe, shortcuts: argparse.Namespace) -> Recipe:
