@@ -100,7 +100,7 @@ def test_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert isinstance(names["similarity"], float)
 
 
-@pytest.mark.parametrize("page", sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md")) + ["README.md"])
+@pytest.mark.parametrize("page", [*sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md")), "README.md"])
 def test_the_page_names_what_exists(page: str) -> None:
     """Commands named in any page are commands; links to other pages and pictures lead somewhere."""
     text = (ROOT / page).read_text()

@@ -1,6 +1,7 @@
 """The house keeps its floors: imports parsed from the source with ast, against the table of the design.
 
-A module imports only from lower floors, or siblings of its own folder; no cycles; data, masks, backbones and heads do not
+A module imports only from lower floors, or siblings of its own folder; no cycles; data, masks, backbones and heads do
+not
 know one another; torch.distributed and the heavy optional libraries stay where they are allowed.
 """
 
@@ -17,7 +18,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "visard"
 
 FLOORS = {
-    "__init__": 0, "errors": 0, "records": 0, "config": 0, "config_augment": 0, "config_json": 0, "console": 0, "device": 0, "dist": 0, "pages": 0, "functional": 0, "completion": 0,
+    "__init__": 0, "errors": 0, "records": 0, "config": 0, "config_augment": 0, "config_json": 0,
+    "console": 0, "device": 0, "dist": 0, "pages": 0, "functional": 0, "completion": 0,
     "kernels": 1, "data": 1, "masks": 1, "backbones": 1,
     "align": 2, "heads": 2, "runtime": 2,  # align writes the prepared data set that data defines
     "embed": 3, "checkpoint": 3,
@@ -28,7 +30,21 @@ FLOORS = {
 }  # fmt: skip
 STRANGERS = {"data", "masks", "backbones", "heads"}
 DISTRIBUTED = {"dist", "heads", "checkpoint", "embed", "training"}
-LAZY = {"onnxruntime", "openvino", "nncf", "faiss", "optuna", "matplotlib", "triton", "onnx", "onnxscript", "tensorboard", "rich", "tyro", "wandb"}
+LAZY = {
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "faiss",
+    "optuna",
+    "matplotlib",
+    "triton",
+    "onnx",
+    "onnxscript",
+    "tensorboard",
+    "rich",
+    "tyro",
+    "wandb",
+}
 LAZY_ALLOWED = {"tyro": {"align", "data", "deploy", "embed", "protocols", "recipes", "report"}}
 MODULES = sorted(ROOT.rglob("*.py"))
 
@@ -93,13 +109,22 @@ def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
     for name in imports(path, top_level_only=True):
         library = name.split(".")[0]
         if library in LAZY and here not in LAZY_ALLOWED.get(library, set()):
-            pytest.fail(f"{path}: {library} is imported when the module is; import it inside the function that needs it")
+            pytest.fail(
+                f"{path}: {library} is imported when the module is; import it inside the function that needs it"
+            )
 
 
 def test_no_cycles() -> None:
-    names = {".".join(("visard", *p.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): p for p in MODULES}
+    names = {
+        ".".join(("visard", *p.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): p for p in MODULES
+    }
     edges = {
-        name: {t for imported in imports(path, top_level_only=True) for t in (imported, imported.rpartition(".")[0]) if t in names}
+        name: {
+            t
+            for imported in imports(path, top_level_only=True)
+            for t in (imported, imported.rpartition(".")[0])
+            if t in names
+        }
         - {name, "visard"}
         for name, path in names.items()
     }

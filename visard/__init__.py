@@ -1,7 +1,8 @@
 """visard: train, distil, clean data for, search, evaluate and deploy large-scale (masked) face-recognition models.
 
 `visard.load(path)(crops)` embeds aligned uint8 crops with a run, a model folder or an .onnx file; everything else is
-imported from the module that owns it, in the order of the data path: data -> backbones -> heads -> training -> protocols.
+imported from the module that owns it, in the order of the data path: data -> backbones -> heads -> training ->
+protocols.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every setting of a training run, as frozen keyword-only dataclasses, and their exact way to JSON and back.
 
-In: a recipe function's values, a JSON file, or overrides from the command line. Out: the dataclasses that each class takes as
-its `config`. No heavy import: `visard train --help` and `--dry-run` read this module without torch.
+In: a recipe function's values, a JSON file, or overrides from the command line. Out: the dataclasses that each class
+takes as its `config`. No heavy import: `visard train --help` and `--dry-run` read this module without torch.
 `from_dict` rejects an unknown key, a missing key and a wrong type by name. A union member is told by its `kind`.
 """
 
@@ -48,7 +48,8 @@ class DataConfig:
 
     source: str = "rendered:400x20"
     """A prepared data set (directory), an image folder, a .rec, .bin or .tar file, a list of images, or
-    `rendered:IDENTITIESxIMAGES[,seed=0][,first=0]`; or several: `A + B * 2` (every image of B twice), or a .json file."""
+    `rendered:IDENTITIESxIMAGES[,seed=0][,first=0]`; or several: `A + B * 2` (every image of B twice), or a .json
+    file."""
     same_names: Literal["apart", "merge"] = "apart"
     """Whether people of equal names in several sources are two (called SOURCE/NAME) or one."""
     broken: Literal["error", "skip"] = "error"
@@ -85,8 +86,13 @@ class IResNetConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(len(self.blocks) == 4 and min(self.blocks) >= 1, f"backbone.blocks is {self.blocks}; four numbers of at least 1")
-        _check(self.width >= 1 and self.embedding_dim >= 1, "backbone.width and backbone.embedding_dim must be at least 1")
+        _check(
+            len(self.blocks) == 4 and min(self.blocks) >= 1,
+            f"backbone.blocks is {self.blocks}; four numbers of at least 1",
+        )
+        _check(
+            self.width >= 1 and self.embedding_dim >= 1, "backbone.width and backbone.embedding_dim must be at least 1"
+        )
         _check(self.input_size >= 16, f"backbone.input_size is {self.input_size} px; at least 16")
         _check(0 <= self.dropout < 1, f"backbone.dropout is {self.dropout}; use 0 to below 1")
 
@@ -108,14 +114,19 @@ class MobileFaceNetConfig:
 
     def __post_init__(self) -> None:
         _check(self.norm_eps > 0, f"backbone.norm_eps is {self.norm_eps}; it must be above 0")
-        _check(len(self.blocks) == 4 and min(self.blocks) >= 0, f"backbone.blocks is {self.blocks}; four numbers of at least 0")
-        _check(self.width >= 8 and self.embedding_dim >= 1, "backbone.width must be at least 8, embedding_dim at least 1")
+        _check(
+            len(self.blocks) == 4 and min(self.blocks) >= 0,
+            f"backbone.blocks is {self.blocks}; four numbers of at least 0",
+        )
+        _check(
+            self.width >= 8 and self.embedding_dim >= 1, "backbone.width must be at least 8, embedding_dim at least 1"
+        )
         _check(self.input_size >= 32, f"backbone.input_size is {self.input_size} px; at least 32")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """Vision transformer of arcface_torch (Partial FC, arXiv:2203.15565): its key names and shapes; 112 px are 12 x 12 patches."""
+    """Vision transformer of arcface_torch (Partial FC, arXiv:2203.15565): its key names; 112 px are 12 x 12 patches."""
 
     kind: Literal["vit"] = "vit"
     width: int = 256
@@ -133,37 +144,54 @@ class ViTConfig:
     mask_ratio: float = 0.1
     """Part of an image's patches that is hidden while training."""
     checkpointing: bool = False
-    """Compute each block again in the backward pass instead of keeping its activations: less memory, a third more time."""
+    """Compute each block again in the backward pass instead of keeping activations: less memory, a third more time."""
 
     def __post_init__(self) -> None:
-        _check(self.heads >= 1 and self.width % self.heads == 0, f"backbone.width {self.width} must be a multiple of backbone.heads {self.heads}")
-        _check(min(self.width, self.depth, self.embedding_dim, self.patch) >= 1, "backbone.width, depth, patch and embedding_dim must be at least 1")
+        _check(
+            self.heads >= 1 and self.width % self.heads == 0,
+            f"backbone.width {self.width} must be a multiple of backbone.heads {self.heads}",
+        )
+        _check(
+            min(self.width, self.depth, self.embedding_dim, self.patch) >= 1,
+            "backbone.width, depth, patch and embedding_dim must be at least 1",
+        )
         _check(self.mlp_ratio > 0, f"backbone.mlp_ratio is {self.mlp_ratio}; it must be above 0")
-        _check(self.input_size >= max(16, self.patch), f"backbone.input_size is {self.input_size} px; at least 16 and one patch")
-        _check(0 <= self.drop_path < 1 and 0 <= self.mask_ratio < 1, "backbone.drop_path and mask_ratio: use 0 to below 1")
+        _check(
+            self.input_size >= max(16, self.patch),
+            f"backbone.input_size is {self.input_size} px; at least 16 and one patch",
+        )
+        _check(
+            0 <= self.drop_path < 1 and 0 <= self.mask_ratio < 1, "backbone.drop_path and mask_ratio: use 0 to below 1"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetConfig:
-    """ResNet (arXiv:1512.03385) with torchvision's key names; `fc` gives the embedding. Any input size with the same weights."""
+    """ResNet (arXiv:1512.03385) with torchvision's key names; `fc` gives the embedding. Any input size fits."""
 
     kind: Literal["resnet"] = "resnet"
     block: Literal["basic", "bottleneck"] = "bottleneck"
     blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
-    """Blocks a stage: 18 = basic (2,2,2,2), 34 = basic (3,4,6,3), 50 = bottleneck (3,4,6,3), 101 = bottleneck (3,4,23,3)."""
+    """Blocks a stage: 18 = basic (2,2,2,2), 34 = basic (3,4,6,3), 50 = bottleneck (3,4,6,3), 101 = bottleneck
+    (3,4,23,3)."""
     width: int = 64
     embedding_dim: int = 512
     input_size: int = 224
 
     def __post_init__(self) -> None:
-        _check(len(self.blocks) == 4 and min(self.blocks) >= 1, f"backbone.blocks is {self.blocks}; four numbers of at least 1")
-        _check(self.width >= 1 and self.embedding_dim >= 1, "backbone.width and backbone.embedding_dim must be at least 1")
+        _check(
+            len(self.blocks) == 4 and min(self.blocks) >= 1,
+            f"backbone.blocks is {self.blocks}; four numbers of at least 1",
+        )
+        _check(
+            self.width >= 1 and self.embedding_dim >= 1, "backbone.width and backbone.embedding_dim must be at least 1"
+        )
         _check(self.input_size >= 32, f"backbone.input_size is {self.input_size} px; at least 32")
 
 
 @dataclass(frozen=True, kw_only=True)
 class IRConfig:
-    """The IResNet of AdaFace and CVLface (IR-18, IR-50, IR-101), with their key names: its plain shortcuts have no weights."""
+    """IResNet of AdaFace and CVLface (IR-18, IR-50, IR-101), with their key names; plain shortcuts without weights."""
 
     kind: Literal["ir"] = "ir"
     blocks: tuple[int, int, int, int] = (3, 4, 14, 3)
@@ -174,8 +202,13 @@ class IRConfig:
     dropout: float = 0.4
 
     def __post_init__(self) -> None:
-        _check(len(self.blocks) == 4 and min(self.blocks) >= 1, f"backbone.blocks is {self.blocks}; four numbers of at least 1")
-        _check(self.width >= 1 and self.embedding_dim >= 1, "backbone.width and backbone.embedding_dim must be at least 1")
+        _check(
+            len(self.blocks) == 4 and min(self.blocks) >= 1,
+            f"backbone.blocks is {self.blocks}; four numbers of at least 1",
+        )
+        _check(
+            self.width >= 1 and self.embedding_dim >= 1, "backbone.width and backbone.embedding_dim must be at least 1"
+        )
         _check(self.input_size >= 16, f"backbone.input_size is {self.input_size} px; at least 16")
         _check(0 <= self.dropout < 1, f"backbone.dropout is {self.dropout}; use 0 to below 1")
 
@@ -185,7 +218,7 @@ BackboneConfig = IResNetConfig | MobileFaceNetConfig | ViTConfig | ResNetConfig 
 
 @dataclass(frozen=True, kw_only=True)
 class MarginConfig:
-    """The general margin cos(m1 * theta + m2) - m3 on the target logit, and the scale of all logits (ArcFace, Eq. 4)."""
+    """The general margin cos(m1 * theta + m2) - m3 on the target, and the scale of all logits (ArcFace, Eq. 4)."""
 
     kind: Literal["combined"] = "combined"
     m1: float = 1.0
@@ -203,7 +236,7 @@ class MarginConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaFaceConfig:
-    """A margin that is angular for poor images and additive for good ones, told apart by their norms (arXiv:2204.00964)."""
+    """A margin that is angular for poor images and additive for good ones, told apart by norm (arXiv:2204.00964)."""
 
     kind: Literal["adaface"] = "adaface"
     m: float = 0.4
@@ -282,7 +315,7 @@ class OptimConfig:
     """SGD with momentum (torch.optim.SGD's definition)."""
 
     lr: float = 0.1
-    """Learning rate at `schedule.base_batch` images a step; scaled linearly with `run.batch_global` (arXiv:1706.02677)."""
+    """Learning rate at `schedule.base_batch` images a step; linear in `run.batch_global` (arXiv:1706.02677)."""
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
@@ -294,7 +327,10 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _check(self.lr > 0, f"optim.lr is {self.lr}; it must be above 0")
         _check(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; use 0 to below 1")
-        _check(self.weight_decay >= 0 and self.clip_norm >= 0, "optim.weight_decay and optim.clip_norm must not be negative")
+        _check(
+            self.weight_decay >= 0 and self.clip_norm >= 0,
+            "optim.weight_decay and optim.clip_norm must not be negative",
+        )
         _check(not self.nesterov or self.momentum > 0, "optim.nesterov needs optim.momentum above 0")
 
 
@@ -320,8 +356,14 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         _check(self.epochs > 0 or self.max_steps > 0, "schedule.epochs or schedule.max_steps must be above 0")
         _check(self.warmup_epochs >= 0, f"schedule.warmup_epochs is {self.warmup_epochs}; it must not be negative")
-        _check((self.kind == "multistep") == bool(self.milestones), "schedule.milestones belong to kind multistep, which needs them")
-        _check(list(self.milestones) == sorted(set(self.milestones)), f"schedule.milestones {self.milestones} must increase")
+        _check(
+            (self.kind == "multistep") == bool(self.milestones),
+            "schedule.milestones belong to kind multistep, which needs them",
+        )
+        _check(
+            list(self.milestones) == sorted(set(self.milestones)),
+            f"schedule.milestones {self.milestones} must increase",
+        )
         _check(0 < self.gamma < 1 and self.power > 0, "schedule.gamma must be between 0 and 1, schedule.power above 0")
 
 
@@ -339,7 +381,8 @@ class RunConfig:
     """Autocast type of the backbone; the head stays in float32."""
     channels_last: bool = True
     float32_matmul: Literal["auto", "highest", "high", "medium"] = "auto"
-    """"auto" takes "medium" where a start-up self-test shows that it stays float32 and is faster (performance.md), else "highest"."""
+    """"auto" takes "medium" where a start-up self-test shows that it stays float32 and is faster (performance.md),
+    else "highest"."""
     log_every: int = 20
     """Steps between log lines."""
     evaluate_every: int = 0
@@ -349,14 +392,14 @@ class RunConfig:
     keep_last: int = 3
     """Checkpoints kept; the best one is kept besides."""
     val: tuple[str, ...] = ()
-    """Pair sets evaluated during training: `DATA` or `DATA::PAIRS_FILE`; without a pairs file, pairs are drawn by seed."""
+    """Pair sets evaluated during training: `DATA` or `DATA::PAIRS_FILE`; without a file, pairs are drawn by seed."""
     val_pairs: int = 3000
     """Genuine and as many impostor pairs drawn from a validation set without a pairs file."""
     init: str = ""
     """Model, run or published torch file whose weights start this run ("" = random)."""
     init_centres: Literal["by-name", "in-order"] = "by-name"
-    """Class centres of `init`: those of identities with the same name, or all, row by row (an imported checkpoint has no
-    names: only where the data has the same identities in the same order)."""
+    """Class centres of `init`: those of identities with the same name, or all, row by row (an imported checkpoint has
+    no names: only where the data has the same identities in the same order)."""
     tensorboard: bool = True
     wandb: str = ""
     """Project on Weights & Biases to log to, besides; "" = none. WANDB_MODE=offline is honoured."""
@@ -365,7 +408,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         _check(self.batch_global >= 1, f"run.batch_global is {self.batch_global}; at least 1")
         _check(self.log_every >= 1 and self.keep_last >= 1, "run.log_every and run.keep_last must be at least 1")
-        _check(self.evaluate_every >= 0 and self.save_every >= 0, "run.evaluate_every and run.save_every must not be negative")
+        _check(
+            self.evaluate_every >= 0 and self.save_every >= 0,
+            "run.evaluate_every and run.save_every must not be negative",
+        )
         _check(self.val_pairs >= 20, f"run.val_pairs is {self.val_pairs}; at least 20")
 
 

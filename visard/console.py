@@ -1,6 +1,7 @@
 """What a command shows: progress on standard error while it works, its answer on standard output at the end.
 
-In: counts. Out: a rich bar with rate and time left on a terminal, otherwise a plain line every few seconds; nothing when quiet.
+In: counts. Out: a rich bar with rate and time left on a terminal, otherwise a plain line every few seconds; nothing
+when quiet.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class FormatError(UserError):
         return type(self), (self.path, self.problem, self.offset)
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - no error
     """A signal ended the work after what was done had been saved.
 
     Args:

@@ -1,7 +1,7 @@
-"""`make quickstart`: from nothing to a trained, evaluated and exported network on rendered faces, in minutes on two CPU cores.
+"""`make quickstart`: from nothing to a trained, evaluated and exported network on rendered faces, in minutes.
 
-In: nothing. Out: the folder `quickstart/` with the data, the run, the ONNX file and report.html. It only types visard's own
-commands, so that a reader sees what to type for photographs.
+In: nothing. Out: the folder `quickstart/` with the data, the run, the ONNX file and report.html. It only types
+visard's own commands, so that a reader sees what to type for photographs.
 """
 
 from __future__ import annotations

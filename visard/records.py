@@ -30,7 +30,8 @@ class Face:
 
     Args:
         image: (H, W, 3) uint8 RGB, the photograph.
-        points: (5, 2) float32, pixels x, y: left eye, right eye, nose tip, left and right mouth corner, as seen by the viewer.
+        points: (5, 2) float32, pixels x, y: left eye, right eye, nose tip, left and right mouth corner, as seen by
+            the viewer.
         score: detector confidence in 0..1.
         box: (4,) float32, x, y, width, height in pixels.
     """
@@ -41,8 +42,11 @@ class Face:
     box: Float32Array
 
     def __post_init__(self) -> None:
-        assert self.image.ndim == 3 and self.image.shape[2] == 3 and self.image.dtype == np.uint8
-        assert self.points.ndim == 2 and self.points.shape[1] == 2
+        assert self.image.ndim == 3
+        assert self.image.shape[2] == 3
+        assert self.image.dtype == np.uint8
+        assert self.points.ndim == 2
+        assert self.points.shape[1] == 2
         assert self.box.shape == (4,)
 
 
@@ -67,7 +71,8 @@ class Batch:
     extras: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        assert self.images.ndim == 4 and self.images.shape[3] == 3, self.images.shape
+        assert self.images.ndim == 4, self.images.shape
+        assert self.images.shape[3] == 3, self.images.shape
         assert len(self.ids) == len(self.images) == len(self.labels) == len(self.flipped)
 
     def __len__(self) -> int:
@@ -122,7 +127,8 @@ class ModelSpec:
             raise UserError(f"spec: template {self.template!r} is unknown; 'arcface' is supported")
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32, channels-last in memory: (x - mean) / std in the network's colour order."""
+        """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32, channels-last in memory: (x - mean) / std in the network's
+        colour order."""
         import torch
 
         pixels = images.permute(0, 3, 1, 2)
@@ -180,7 +186,7 @@ class Embeddings:
     @property
     def norms(self) -> Float32Array:
         """(N,) float32, the length of every vector: a sign of image quality for most margin losses."""
-        return np.linalg.norm(self.vectors, axis=1).astype(np.float32)
+        return np.asarray(np.linalg.norm(self.vectors, axis=1), dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ from visard.config import (
 def scratch_small() -> Recipe:
     """A narrow IResNet from random weights, for 10^3 to 10^5 photographs on a CPU or one small GPU.
 
-    Few images a person: CosFace with a moderate scale is easier to start than ArcFace at 64. 56 px crops and 32 channels
-    train at some 150 images a second on one CPU core with bf16 units; the widths 24 and 32 cost the same there.
+    Few images a person: CosFace with a moderate scale is easier to start than ArcFace at 64. 56 px crops and 32
+    channels train at some 150 images a second on one CPU core with bf16 units; the widths 24 and 32 cost the same.
     Data: any prepared data set. Hardware: 1 CPU core or more; minutes to hours.
     """
     return Recipe(
@@ -54,8 +54,8 @@ def scratch_tiny() -> Recipe:
 def finetune_mobilefacenet() -> Recipe:
     """A pretrained MobileFaceNet goes on learning on one's own identities: `--init MODEL --data DATA`.
 
-    The backbone's shape is taken from the model that `--init` names. A tenth of the usual rate, since the weights are good already
-    and the new centres are not.
+    The backbone's shape is taken from the model that `--init` names. A tenth of the usual rate, since the weights are
+    good already and the new centres are not.
     Data: any prepared 112 px data set. Hardware: 1 CPU core (about 15 images a second) or a GPU.
     """
     return Recipe(
