@@ -33,6 +33,7 @@ For your own photographs, in folders named after the people in them:
   visard prepare photographs/ faces/
   visard train scratch_small --data faces/ --out runs/mine
   visard evaluate pairs runs/mine faces-of-other-people/
+(`visard models pull yunet` fetches the face detector's weights, once; prepare the other people's photographs likewise.)
 """
 
 
