@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visard import config as configs
-from visard.config import IResNetConfig, MobileFaceNetConfig, OptimConfig, Recipe, from_dict, to_dict
+from visard.config import IResNetConfig, MobileFaceNetConfig, OptimConfig, Recipe, ScheduleConfig, from_dict, to_dict
 from visard.errors import UserError
 
 CONFIGS = [c for c in vars(configs).values() if dataclasses.is_dataclass(c) and isinstance(c, type)]
@@ -71,11 +71,26 @@ def test_any_json_gives_a_recipe_or_a_user_error(values: object) -> None:
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"lr": 0.0}, {"momentum": 1.0}, {"weight_decay": -1.0}, {"nesterov": True, "momentum": 0.0}],
+    [{"lr": 0.0}, {"lr": float("inf")}, {"momentum": 1.0}, {"weight_decay": -1.0}, {"nesterov": True, "momentum": 0.0}],
 )
 def test_impossible_combinations_are_refused(kwargs: dict[str, object]) -> None:
     with pytest.raises(UserError):
         OptimConfig(**kwargs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"epochs": 0.0}, "must be above 0"),
+        ({"epochs": float("nan")}, "must be above 0"),
+        ({"epochs": float("inf")}, "must be finite"),
+        ({"max_steps": -1}, "must not be negative"),
+    ],
+)
+def test_a_run_has_a_length(kwargs: dict[str, float], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        ScheduleConfig(**kwargs)  # type: ignore[arg-type]
+    assert ScheduleConfig(epochs=float("inf"), max_steps=3).max_steps == 3
 
 
 def test_every_field_has_a_reader() -> None:

@@ -325,7 +325,7 @@ class OptimConfig:
     """Largest L2 norm of the gradient of backbone and head together; 0 = no clipping."""
 
     def __post_init__(self) -> None:
-        _check(self.lr > 0, f"optim.lr is {self.lr}; it must be above 0")
+        _check(0 < self.lr < float("inf"), f"optim.lr is {self.lr}; it must be above 0 and finite")
         _check(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; use 0 to below 1")
         _check(
             self.weight_decay >= 0 and self.clip_norm >= 0,
@@ -355,6 +355,8 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         _check(self.epochs > 0 or self.max_steps > 0, "schedule.epochs or schedule.max_steps must be above 0")
+        _check(self.max_steps >= 0, f"schedule.max_steps is {self.max_steps}; it must not be negative")
+        _check(self.max_steps > 0 or self.epochs < float("inf"), "schedule.epochs must be finite; how long is the run?")
         _check(self.warmup_epochs >= 0, f"schedule.warmup_epochs is {self.warmup_epochs}; it must not be negative")
         _check(
             (self.kind == "multistep") == bool(self.milestones),
