@@ -15,7 +15,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,6 +30,8 @@ from visard.errors import Interrupted, UserError
 
 # Images a worker makes at once.
 BLOCK = 32
+# Below, starting processes takes longer than rendering.
+WORTH_PROCESSES = 500
 SETTINGS = "settings.json"
 
 
@@ -61,12 +63,12 @@ class RenderConfig:
     """Share of the photographs with nobody in them."""
     quality: int = 95
     """JPEG quality of the files; the pictures themselves have been through 30 to 97 already."""
-    workers: int = 0
-    """Processes that render; 0 renders in this one."""
+    workers: int | None = None
+    """Processes that render, of one thread each; 0 renders in this one. By default one a core from 500 images on."""
 
     def __post_init__(self) -> None:
         _check(1 <= self.quality <= 100, f"--quality is {self.quality}; use 1 to 100")
-        _check(self.workers >= 0, f"--workers is {self.workers}; use 0 or more")
+        _check(self.workers is None or self.workers >= 0, f"--workers is {self.workers}; use 0 or more")
         _check(32 <= self.photograph_size <= 1600, f"--photograph-size is {self.photograph_size} px; use 32 to 1600")
         _check(self.strangers >= 0 and self.empty >= 0, "--strangers and --empty are shares; use 0 to 1")
         _check(self.strangers + self.empty <= 1, "--strangers and --empty together exceed 1; make them smaller")
@@ -168,11 +170,14 @@ def _make(config: RenderConfig, indices: NDArray[np.int64]) -> Iterator[_Made]:
     """The images in the order of `indices`, whatever the number of workers."""
     blocks = [indices[start : start + BLOCK] for start in range(0, len(indices), BLOCK)]
     pool: AbstractContextManager[Any]
-    if config.workers == 0:
-        pool = nullcontext()
+    workers = config.workers
+    if workers is None:
+        workers = os.cpu_count() or 1 if len(indices) >= WORTH_PROCESSES else 0
+    if workers == 0:
+        pool = _one_thread_here()
         made = map(_make_block, ((config, block) for block in blocks))
     else:
-        pool = get_context("spawn").Pool(config.workers, initializer=_one_thread)
+        pool = get_context("spawn").Pool(workers, initializer=_one_thread)
         made = pool.imap(_make_block, [(config, block) for block in blocks])  # type: ignore[attr-defined]
     with pool:
         for block in made:
@@ -230,6 +235,19 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@contextmanager
+def _one_thread_here() -> Iterator[None]:
+    """Rendering is many small operations: a second thread mostly waits, at a tenth of the speed on busy cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _replace(path: Path, data: bytes) -> None:
