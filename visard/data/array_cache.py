@@ -9,6 +9,7 @@ Layout: 8 bytes of magic, the length of the head as uint64, the head as JSON, th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -70,7 +71,8 @@ def save(sources: Sequence[Path], name: str, arrays: Arrays) -> Path | None:
                 file.write(bytes(-file.tell() % _ALIGN))
             os.replace(partial, path)
         except OSError:  # a read-only or full disk: the next place
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
             continue
         return path
     return None

@@ -114,7 +114,7 @@ def main(config: ConvertConfig) -> Answer:
 
 def _images(config: ConvertConfig, dataset: Any, rows: Int64Array, problems: list[FormatError]) -> Iterator[_Image]:
     """The images in the order of `rows`, checked; broken ones raise or join `problems`."""
-    labels = dataset.labels
+    labels, read = dataset.labels, 0
     with progress("converting", len(rows)) as shown:
         for row in rows.tolist():
             try:
@@ -130,7 +130,10 @@ def _images(config: ConvertConfig, dataset: Any, rows: Int64Array, problems: lis
                 shown.advance()
             label = int(labels[row])
             identity = None if label < 0 else dataset.identities[label]
+            read += 1
             yield _Image(row, dataset.ids[row], label, identity, data, dataset.points(row))
+    if not read:
+        raise UserError(f"{config.src}: not one image could be read, so nothing is written")
 
 
 def _write_records(config: ConvertConfig, dataset: FaceDataset, problems: list[FormatError]) -> int:
@@ -247,14 +250,12 @@ def _files(
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that takes its name when the block ends well and something is in it."""
+    """A hidden folder beside `out` that takes its name when the block ends well."""
     partial = out.parent / f".{out.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed conversion left
     partial.mkdir(parents=True)
     try:
         yield partial
-        if not any(entry.is_dir() or entry.name != LEFT_OUT for entry in partial.iterdir()):
-            raise UserError(f"{out}: not one image could be read, so nothing is written")
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -36,10 +36,12 @@ class PairBin:
     Args:
         images: 2 P encoded images (views of the file) or (S, S, 3) uint8 arrays.
         same: (P,) bool, whether images 2k and 2k + 1 show the same person.
+        file: the mapped file.
     """
 
     images: list[memoryview | bytes | NDArray[np.uint8]]
     same: NDArray[np.bool_]
+    file: memoryview
 
 
 def read_bin_pairs(path: str | Path) -> NDArray[np.bool_]:
@@ -69,7 +71,7 @@ def read_bin(path: str | Path) -> PairBin:
         raise FormatError(path, "is no pair set: expected two lists, of images and of answers; fetch it again")
     if len(images) != 2 * len(answers) or not len(answers):
         raise FormatError(path, f"has {len(images)} images for {len(answers)} pairs; expected two each: fetch it again")
-    return PairBin([_image(path, i, image) for i, image in enumerate(images)], _answers(path, answers))
+    return PairBin([_image(path, i, image) for i, image in enumerate(images)], _answers(path, answers), data)
 
 
 def write_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bool] | NDArray[np.bool_]) -> None:
@@ -105,7 +107,7 @@ class PairBinDataset(EncodedDataset):
     def __init__(self, path: Path, size: int | None = None, resize: bool = False) -> None:
         self._path, self._resize = Path(path), resize
         found = read_bin(self._path)
-        self._images, self.same = found.images, found.same
+        self._images, self.same, self._file = found.images, found.same, found.file
         self.ids: Sequence[str] = Numbers(range(len(self._images)))
         self.identities: Sequence[str] = ()
         self.labels: Int64Array = np.full(len(self._images), -1, np.int64)
@@ -123,7 +125,11 @@ class PairBinDataset(EncodedDataset):
         return data.tobytes()
 
     def where(self, index: int) -> tuple[Path, int | None]:
-        return self._path / str(range(len(self))[index]), None  # pickles have no offsets that help; the image's number
+        image = self._images[index]
+        if not isinstance(image, memoryview) or not len(image):
+            return self._path / str(range(len(self))[index]), None  # not there as it is: the image's number instead
+        views = (np.frombuffer(view, np.uint8) for view in (image, self._file))
+        return self._path, int(np.subtract(*(view.ctypes.data for view in views)))
 
 
 def _image(path: Path, number: int, value: Any) -> memoryview | bytes | NDArray[np.uint8]:
