@@ -61,6 +61,6 @@ def quickstart() -> Recipe:
         recipe,
         name="quickstart",
         backbone=IResNetConfig(blocks=(1, 2, 2, 1), width=16, embedding_dim=128, input_size=56),
-        schedule=ScheduleConfig(kind="cosine", epochs=8, warmup_epochs=1),
+        schedule=ScheduleConfig(kind="cosine", epochs=6, warmup_epochs=1),
         run=replace(recipe.run, out=Path("runs/quickstart"), val=()),
     )
