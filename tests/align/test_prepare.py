@@ -194,6 +194,9 @@ def test_an_existing_output_is_kept_unless_told_otherwise(tmp_path: Path) -> Non
         ({"processes": -1}, "--processes"),
         ({"aligned": True, "detections": Path("x.csv")}, "exclude each other"),
         ({"aligned": True, "min_score": 0.5}, "exclude each other"),
+        ({"aligned": True, "min_face_px": 30}, "exclude each other"),
+        ({"aligned": True, "detector": "mtcnn"}, "exclude each other"),
+        ({"detections": Path("x.csv"), "detector": "mtcnn"}, "exclude each other"),
         ({"detections": Path("none.csv")}, "no such file of detections"),
     ],
 )

@@ -154,10 +154,11 @@ def test_an_existing_target_is_not_touched(tmp_path):
         ({"seed": 2**63}, "--seed is 9223372036854775808"),
         ({"quality": 0}, "--quality is 0"),
         ({"size": 4}, "--size is 4"),
-        ({"photograph_size": 8}, "--photograph-size is 8"),
+        ({"photograph_size": 8, "photographs": True}, "--photograph-size is 8"),
+        ({"empty": 0.5}, "--photograph-size, --strangers and --empty belong to --photographs"),
         ({"workers": -1}, "--workers is -1"),
-        ({"strangers": float("nan")}, "are shares"),
-        ({"strangers": 0.7, "empty": 0.6}, "exceed 1"),
+        ({"strangers": float("nan"), "photographs": True}, "are shares"),
+        ({"strangers": 0.7, "empty": 0.6, "photographs": True}, "exceed 1"),
     ],
 )
 def test_impossible_settings_are_named(tmp_path, settings, message):

@@ -14,6 +14,7 @@ import torch
 from visard.cli import main as visard
 from visard.config import IResNetConfig
 from visard.data.formats.pair_bin import write_bin
+from visard.protocols import command
 from visard.records import Result
 
 PEOPLE, IMAGES, SIZE = 8, 4, 32
@@ -91,8 +92,17 @@ def test_embeddings_give_the_models_answer(made: Path, tmp_path: Path, capsys: p
     error = refused(capsys, "pairs", tmp_path / "e", "--flip", "concat")
     assert "made with flip sum" in error
     shutil.copytree(made / "data" / "p0", tmp_path / "other" / "p0")
-    error = refused(capsys, "pairs", tmp_path / "e", tmp_path / "other", "--out", tmp_path / "o", *options)
-    assert "the data set has no image" in error
+    error = refused(capsys, "pairs", tmp_path / "e", tmp_path / "other", *options)
+    assert "other: is not what" in error
+    assert "such as p1/0.png" in error
+
+
+def test_a_bad_list_is_noticed_before_anything_is_embedded(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "embed_dataset", lambda *_: pytest.fail("embedded in vain"))
+    (tmp_path / "pairs.txt").write_text("p0/0.png nobody/1.png 1\n")
+    assert "nobody/1.png" in refused(capsys, "pairs", made / "model", made / "data", "--pairs", tmp_path / "pairs.txt")
 
 
 def test_the_text_says_what_is_undefined_and_what_is_less_than_asked(
@@ -160,7 +170,7 @@ def test_a_bin_set_has_its_own_pairs(made: Path, tmp_path: Path, capsys: pytest.
     assert answer(capsys, tmp_path / "e", tmp_path / "lfw.bin")["metrics"] == value["metrics"]
     write_bin_of(made / "data", same[:10], tmp_path / "other.bin")
     error = refused(capsys, "pairs", tmp_path / "e", tmp_path / "other.bin")
-    assert "other.bin: its images are not those of the 80 embeddings" in error
+    assert "other.bin: is not what" in error
 
 
 def test_a_bin_set_without_impostors_is_undefined(

@@ -43,6 +43,7 @@ from visard.data.writer import DatasetWriter
 from visard.errors import UserError
 
 DEFAULT_MIN_SCORE = {"yunet": 0.6, "mtcnn": 0.8, "file": 0.0, "aligned": 0.0}
+MIN_FACE_PX = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class PrepareConfig:
     """JPEG quality of the crops, 1 to 100."""
     min_score: float | None = None
     """Least confidence of a face; by default 0.6 with yunet, 0.8 with mtcnn, 0 with --detections."""
-    min_face_px: int = 20
+    min_face_px: int = MIN_FACE_PX
     """Least width of a face's box in the photograph, pixels."""
     processes: int = 0
     """Worker processes; 0 = one a core."""
@@ -85,6 +86,11 @@ class PrepareConfig:
             raise UserError("--aligned and --detections exclude each other: aligned crops need no points")
         if self.aligned and self.min_score is not None:
             raise UserError("--aligned and --min-score exclude each other: no detector runs on aligned crops")
+        if self.aligned and self.min_face_px != MIN_FACE_PX:
+            raise UserError("--aligned and --min-face-px exclude each other: no face is measured in aligned crops")
+        if self.detector != "yunet" and self.way != self.detector:
+            given = "--aligned" if self.aligned else "--detections"
+            raise UserError(f"{given} and --detector {self.detector} exclude each other: give one source of points")
 
     @property
     def way(self) -> str:

@@ -71,6 +71,11 @@ class RenderConfig:
         _check(self.workers is None or self.workers >= 0, f"--workers is {self.workers}; use 0 or more")
         _check(32 <= self.photograph_size <= 1600, f"--photograph-size is {self.photograph_size} px; use 32 to 1600")
         _check(self.strangers >= 0 and self.empty >= 0, "--strangers and --empty are shares; use 0 to 1")
+        only = (self.photograph_size, self.strangers, self.empty) == (256, 0.1, 0.0)
+        _check(
+            self.photographs or only,
+            "--photograph-size, --strangers and --empty belong to --photographs; add it or leave them out",
+        )
         _check(self.strangers + self.empty <= 1, "--strangers and --empty together exceed 1; make them smaller")
         for name, least in (("identities", 1), ("images_per_identity", 1), ("first_identity", 0), ("seed", 0)):
             value = getattr(self, name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ from visard.errors import UserError
 from visard.pages import contact_sheet, write_image
 from visard.protocols.drawing import draw_pairs, own_pairs
 from visard.protocols.pairs import FARS, Missing, Pairs, evaluate_pairs, far_name, read_pairs
-from visard.records import Embeddings, Result
+from visard.records import Embeddings, Int64Array, Result
 from visard.runtime import Flip, load
 
 SHEET_COLUMNS = 6
@@ -92,16 +93,16 @@ def run(arguments: list[str]) -> Answer:
 
 def evaluate(config: PairsConfig) -> Answer:
     """The pair protocol from files to files."""
-    embeddings, dataset = _embeddings(config)
-    ids, pairs = embeddings.ids, None
+    source = _source(config)
+    dataset, ids, pairs = source.dataset, source.ids, None
     if config.pairs is not None:
         pairs = read_pairs(config.pairs, ids, folds=config.folds, allow_missing=config.missing != "error")
     else:
         pairs = own_pairs(dataset, ids, config.folds, config.data)
     drawn = pairs is None
     if pairs is None:
-        pairs = draw_pairs(embeddings.labels, ids, config.count, config.folds, config.seed)
-    result = evaluate_pairs(embeddings, pairs, fars=config.fars, missing=config.missing, examples=config.examples)
+        pairs = draw_pairs(source.labels, ids, config.count, config.folds, config.seed)
+    result = evaluate_pairs(source.embed(), pairs, fars=config.fars, missing=config.missing, examples=config.examples)
     settings = result.settings | {"model": str(config.model), "data": config.data}
     result = dataclasses.replace(result, settings=settings)
     remarks = _remarks(config, pairs, result, drawn=drawn)
@@ -150,7 +151,17 @@ def result_text(result: Result) -> str:
     return "\n".join(lines)
 
 
-def _embeddings(config: PairsConfig) -> tuple[Embeddings, FaceDataset | None]:
+@dataclass(frozen=True)
+class _Source:
+    """What is scored. The pairs are looked up in the ids before anything is embedded, which may take hours."""
+
+    ids: Sequence[str]
+    labels: Int64Array
+    dataset: FaceDataset | None
+    embed: Callable[[], Embeddings]
+
+
+def _source(config: PairsConfig) -> _Source:
     if is_embeddings(config.model):
         embeddings = load_embeddings(config.model)
         if config.flip not in ("none", embeddings.flip):
@@ -158,12 +169,20 @@ def _embeddings(config: PairsConfig) -> tuple[Embeddings, FaceDataset | None]:
                 f"{config.model}: these embeddings were made with flip {embeddings.flip}, not {config.flip}; "
                 f"embed again with --flip {config.flip}"
             )
-        return embeddings, open_dataset(config.data) if config.data else None
+        dataset = open_dataset(config.data) if config.data else None
+        if dataset is not None and (strangers := set(embeddings.ids) - set(dataset.ids)):
+            raise UserError(
+                f"{config.data}: is not what {config.model} was made from: {len(strangers):,} of its images are not in "
+                f"it, such as {min(strangers)}; name the data set that was embedded"
+            )
+        return _Source(embeddings.ids, embeddings.labels, dataset, lambda: embeddings)
     if not config.data:
         raise UserError("name the data set after the model: visard evaluate pairs MODEL DATA")
     embedder = load(config.model, config.device, batch_size=config.batch_size)
-    dataset = open_dataset(config.data, size=embedder.spec.input_size, resize=True)
-    return embed_dataset(embedder, dataset, config.flip, config.batch_size), dataset
+    crops = open_dataset(config.data, size=embedder.spec.input_size, resize=True)
+    return _Source(
+        tuple(crops.ids), crops.labels, crops, lambda: embed_dataset(embedder, crops, config.flip, config.batch_size)
+    )
 
 
 def _remarks(config: PairsConfig, pairs: Pairs, result: Result, *, drawn: bool) -> list[str]:
