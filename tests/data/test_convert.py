@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.data.formats.crops import IMAGES, S, contents, encoded, points_of, write_set
@@ -268,4 +267,3 @@ def test_the_genuine_mxnet_file(shared_data: Path, tmp_path: Path) -> None:
     assert len(before) == 16
     for kind in KINDS:
         assert contents(convert(genuine, tmp_path / kind, kind)) == before
-    np.testing.assert_array_equal(open_dataset(tmp_path / "records").image(0), open_dataset(genuine).image(0))

@@ -150,7 +150,8 @@ def _first_identity(file: RecordFile, keys: Int64Array, offsets: Int64Array, pro
     arcface_torch takes the rounded number, and with it up to 3 records too many or too few; here those near it are
     looked at: an identity record has labels and no image.
     """
-    if not 1 << 24 <= promised <= len(keys) + _ROUNDED or int(keys[-1]) - int(keys[0]) != len(keys) - 1 or not _increasing(keys):
+    rounded = 1 << 24 <= promised <= len(keys) + _ROUNDED
+    if not rounded or int(keys[-1]) - int(keys[0]) != len(keys) - 1 or not _increasing(keys):
         return promised
     for key in range(int(promised) - _ROUNDED, min(int(promised) + _ROUNDED, int(keys[-1])) + 1):
         record = file.record(int(offsets[key - int(keys[0])]))
