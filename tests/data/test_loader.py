@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -251,3 +253,22 @@ def test_batches_for_evaluation_are_in_order_and_complete(source: Path) -> None:
     assert torch.cat([batch.labels for batch in got]).tolist() == data.labels.tolist()
     assert not torch.cat([batch.flipped for batch in got]).any()
     assert (torch.cat([batch.images for batch in got])[17].numpy() == data.image(17)).all()
+
+
+def test_a_process_that_still_holds_its_workers_ends(tmp_path: Path) -> None:
+    """Workers stay for the training's last save, but must not keep the process itself from ending."""
+    script = tmp_path / "hold.py"
+    script.write_text(
+        "from visard.config import DataConfig\n"
+        "from visard.data.dataset import open_dataset\n"
+        "from visard.data.loader import Loader\n"
+        "from visard.data.sampler import EpochSampler\n"
+        "if __name__ == '__main__':\n"
+        "    faces = open_dataset('rendered:4x4', size=32)\n"
+        "    held = Loader(faces, DataConfig(workers=1, size=32), EpochSampler(16, 4, 0))\n"
+        "    walk = iter(held)\n"
+        "    print(len(next(walk).ids))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "4\n"

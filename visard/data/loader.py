@@ -7,8 +7,10 @@ seed, epoch, step, rank, world size) alone: not from the number of workers, nor 
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import multiprocessing.context
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +36,9 @@ from visard.records import Batch, Float32Array, Int64Array, UInt8Array
 
 AHEAD = 2
 """Batches that are made while one is used."""
+
+LEAVE = getattr(signal, "SIGUSR1", None)
+"""Ends a worker; where there are no such signals (Windows), a process ends its workers without asking them."""
 
 _Task = tuple[int, Int64Array, Int64Array | None]
 _MISSING = np.full((5, 2), np.nan, np.float32)
@@ -96,7 +101,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         tasks = _Tasks(self.sampler)
-        for fields in _ahead(self._make, tasks) if self._processes is None else self._processes:
+        for fields in _ahead(self._make, tasks) if self._processes is None else _started(self._processes):
             self.sampler.advance()
             self._count(fields.pop("broken", ()))
             yield _batch(fields)
@@ -265,6 +270,22 @@ def _start_worker(_: int) -> None:
     # Ctrl-C and job schedulers signal the whole group: the training saves and then ends its workers itself.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    if LEAVE is not None:
+        signal.signal(LEAVE, lambda *_: os._exit(0))
+
+
+def _started(processes: DataLoader[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """`iter(processes)`, whose workers leave when this process exits; its SIGTERM they ignore, and it would wait."""
+    before = set(multiprocessing.active_children())
+    running = iter(processes)
+    for worker in set(multiprocessing.active_children()) - before:
+        atexit.register(_end, worker.pid)
+    return running
+
+
+def _end(pid: int) -> None:
+    if LEAVE is not None and pid in {child.pid for child in multiprocessing.active_children()}:
+        os.kill(pid, LEAVE)
 
 
 def _processes_context() -> multiprocessing.context.BaseContext:
