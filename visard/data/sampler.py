@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
@@ -178,7 +179,7 @@ class EpochSampler:
         return _permutation(self.draws, stream_base(self.seed, epoch)), None
 
 
-class _ByIdentity(EpochSampler):
+class _ByIdentity(EpochSampler, ABC):
     """What samplers that draw identities share: each identity's images come shuffled, all before any comes again.
 
     Unlabelled images are never drawn. An identity that is drawn for the t-th time since the run began gives image
@@ -188,9 +189,9 @@ class _ByIdentity(EpochSampler):
     _groups: _Groups
     _lasts: Int64Array
 
+    @abstractmethod
     def _counts(self, epoch: int) -> Int64Array:
         """(C,) int64 draws of each identity in an epoch."""
-        raise NotImplementedError
 
     def _drawn_before(self, epoch: int) -> Int64Array:
         """(C,) int64 draws of each identity in all epochs before; counted on from the last answer where that can be."""
