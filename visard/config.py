@@ -236,6 +236,9 @@ class RunConfig:
 
     out: Path = Path("runs/run")
     """Directory of the run."""
+    started_in: str = ""
+    """Folder in which `visard train` began the run, written by it: what a resumed run names by relative paths (data,
+    val, init) is looked for there."""
     seed: int = 0
     batch_global: int = 128
     """Images a step over all processes."""

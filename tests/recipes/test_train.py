@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,6 +205,70 @@ def test_a_run_with_validation_resumed_longer_and_used_to_start_another(
     assert started["last"] == "step_00000001"
     assert json.loads(Path("second/recipe.json").read_text())["backbone"]["width"] == 4
     assert "6 of 6 class centres from run" in Path("second/log.txt").read_text()
+
+
+def test_a_run_goes_on_from_another_folder(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Relative data and validation sets are those of the folder in which the run was started."""
+    Path("pairs.txt").write_text("other0/0.png other0/1.png 1\nother0/0.png other1/0.png 0\n"
+                                 "other2/0.png other2/1.png 1\nother2/0.png other3/0.png 0\n")  # fmt: skip
+    sets = ("--data", "faces + rendered:2x4", "--val", "others", "faces", "--epochs", "1")
+    answer(capsys, "tiny.py:tiny", *sets, "--out", "run")
+    assert json.loads(Path("run/recipe.json").read_text())["run"]["started_in"] == str(work)
+    elsewhere = work / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert main(["train", "--resume", "../run", "--epochs", "2"]) == 0
+    shown = capsys.readouterr().err
+    assert [line for line in shown.splitlines() if line.startswith("changed")] == [
+        "changed since the run was started: schedule.epochs 1.0 -> 2.0"
+    ]
+    saved = json.loads((work / "run" / "recipe.json").read_text())
+    assert saved["data"]["source"] == "faces + rendered:2x4"
+    assert saved["run"]["val"] == ["others", "faces"]
+
+    # What is given now is meant from here, and holds from everywhere afterwards.
+    (elsewhere / "given").symlink_to(work / "others")
+    again = ("--resume", "../run", "--epochs", "3", "--val", "given::../pairs.txt")
+    assert main(["train", *again]) == 0
+    saved = json.loads((work / "run" / "recipe.json").read_text())
+    assert saved["run"]["val"] == [f"{elsewhere}/given::{work}/pairs.txt"]
+    capsys.readouterr()
+
+    # Moved along with its data to another machine: found here.
+    (work / "faces").rename(elsewhere / "faces")
+    assert main(["train", "--resume", "../run", "--epochs", "4"]) == 0
+    capsys.readouterr()
+
+    (elsewhere / "faces").rename(work / "hidden")
+    assert main(["train", "--resume", "../run", "--epochs", "5"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"visard train: faces, named in ../run/recipe.json, is neither in {work}, where the run was started, nor here; "
+        "give its place now with --data SOURCE"
+    )
+    assert main(["train", "--resume", "../run", "--epochs", "5", "--data", "nowhere"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{elsewhere}/nowhere, named in ../run/recipe.json, is not there; give its place now with --data" in said
+    monkeypatch.chdir(work)
+    (work / "others").rename(work / "gone")
+    (work / "hidden").rename(work / "faces")
+    assert main(["train", "--resume", "run", "--epochs", "5"]) == 2
+    assert "is not there; give its place now with --val SET ..." in capsys.readouterr().err
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew_from_another_folder(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Then the model that it starts from is needed again."""
+    answer(capsys, "tiny.py:tiny", "--data", "faces", "--out", "first", "--epochs", "1")
+    answer(capsys, "tiny.py:tiny", "--data", "faces", "--out", "run", "--init", "first", "--epochs", "1")
+    whole = weights_of(Path("run"))
+    shutil.rmtree("run/checkpoints")
+    (work / "elsewhere").mkdir()
+    monkeypatch.chdir(work / "elsewhere")
+    assert main(["train", "--resume", "../run"]) == 0
+    assert_same_bits(weights_of(Path("../run")), whole)
 
 
 def test_overfit_batch(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from visard.config_augment import preset
 from visard.console import Answer, first_sentence, say
 from visard.errors import UserError
 from visard.recipes import RECIPES, load_recipe
+from visard.recipes.whereabouts import anchored, located
 
 USAGE = """usage: visard train RECIPE [options] [--section.field value ...]
        visard train --resume RUN [options]
@@ -97,6 +98,9 @@ def parse(arguments: list[str]) -> Request | None:
         recipe = replace(recipe, data=replace(recipe.data, augment=preset(shortcuts.augment)))
     recipe = _apply(_override(recipe, overrides), shortcuts)
     if shortcuts.resume is not None:
+        data = shortcuts.data is not None or recipe.data.source != saved.data.source
+        val = shortcuts.val is not None or recipe.run.val != saved.run.val
+        recipe = anchored(recipe, data=data, val=val)
         for change in _changes(to_dict(replace(saved, run=replace(saved.run, out=recipe.run.out))), to_dict(recipe)):
             _say_once(f"changed since the run was started: {change}")
     return Request(recipe, shortcuts.resume is not None, shortcuts.dry_run, shortcuts.overfit_batch, shortcuts.profile)
@@ -252,8 +256,13 @@ def _carry_out(request: Request) -> Answer:
     from visard.training.loop import process_device, train
 
     recipe = request.recipe
+    if request.resume:
+        paths = located(recipe)
+        recipe = replace(recipe, run=replace(recipe.run, init=paths.run.init))
+    else:
+        recipe = paths = replace(recipe, run=replace(recipe.run, started_in=os.getcwd()))
     dataset = open_dataset(
-        recipe.data.source,
+        paths.data.source,
         size=recipe.data.size,
         resize=recipe.data.resize,
         same_names=recipe.data.same_names,
@@ -267,7 +276,7 @@ def _carry_out(request: Request) -> Answer:
             return overfit_batch(recipe, dataset)
         if request.profile:
             return profile(recipe, dataset)
-        run = train(recipe, dataset, evaluate=pair_evaluation(recipe), resume=request.resume)
+        run = train(recipe, dataset, evaluate=pair_evaluation(paths), resume=request.resume)
         best, last = pointed(run, "best"), pointed(run, "last")
         value = {"run": str(run), "best": best, "last": last}
         text = f"{run}: {'best ' + best + ', ' if best else ''}last {last}"
