@@ -136,18 +136,18 @@ def test_cut_off_before_and_after_every_rename(
     assert calls >= 7 + 3  # the shards, the two tables and OUT itself
 
 
-def test_cut_off_while_the_work_is_cleared_away(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("call", [1, 4, 7, 8])
+def test_cut_off_while_the_work_is_cleared_away(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """After the first shard, in their midst, after the last, and between the record and its folder."""
     detections = folder / "src.jsonl"
     with monkeypatch.context() as patch:
-        cut_at(patch, os, "unlink", 5, after=True)
-        try:
+        cut_at(patch, Path, "unlink", call, after=True)
+        with pytest.raises(Cut):
             prepare(folder / "src", tmp_path / "out", detections=detections)
-        except Cut:
-            assert (tmp_path / "out.partial").exists()
-    value = prepare(
-        folder / "src", tmp_path / "out", detections=detections, overwrite=not (tmp_path / "out.partial").exists()
-    )
-    assert value["crops"] == 48
+    assert (tmp_path / "out.partial").exists()
+    assert prepare(folder / "src", tmp_path / "out", detections=detections)["crops"] == 48
     assert contents(tmp_path / "out") == contents(folder / "whole")
     assert not (tmp_path / "out.partial").exists()
 
@@ -197,6 +197,47 @@ def test_other_photographs_do_not_go_on_with_the_work(
     (source / "person-0" / "0.jpg").unlink()
     with pytest.raises(UserError, match="unfinished run with another photographs"):
         prepare(source, tmp_path / "out", detections=tmp_path / "src.jsonl")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"out.partial/letter.txt": "dear"},
+        {"out.partial/shard-0000000": "mine", "out.partial/letters/1.txt": "dear"},
+        {"out.partial/job.json": '{"title": "my job"}'},
+        {"out.partial/job.json": "[]"},
+        {"out.partial": "a file"},
+    ],
+    ids=lambda strange: " ".join(strange),
+)
+def test_a_work_directory_of_others_is_not_touched(
+    folder: Path, tmp_path: Path, strange: dict[str, str], overwrite: bool
+) -> None:
+    for name, text in strange.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=r"out.partial is in the way: .*; move it away, or name another OUT"):
+        prepare(folder / "src", tmp_path / "out", detections=folder / "src.jsonl", overwrite=overwrite)
+    assert {name: (tmp_path / name).read_text() for name in strange} == strange
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+
+
+def test_what_others_lay_into_the_work_or_beside_it_stays(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_halfway(folder, tmp_path / "out", monkeypatch)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dataset.json").write_text("of an older data set")
+    for place in ("out.partial", "out.replaced"):
+        (tmp_path / place / "letters").mkdir(parents=True)
+        (tmp_path / place / "letters" / "1.txt").write_text("dear")
+    prepare(folder / "src", tmp_path / "out", detections=folder / "src.jsonl", overwrite=True)
+    assert "out.partial is left: it holds letters" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == contents(folder / "whole")
+    for place in ("out.partial", "out.replaced"):
+        assert [path.name for path in (tmp_path / place).iterdir()] == ["letters"]
+        assert (tmp_path / place / "letters" / "1.txt").read_text() == "dear"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

@@ -113,16 +113,17 @@ def main(config: PrepareConfig) -> Answer:
         if config.out.exists() and not _is_empty_folder(config.out) and not config.overwrite:
             if (report := _finished_report(config.out, job)) is not None:
                 # The last run was killed after OUT appeared, while it cleared its work away.
-                shutil.rmtree(job.directory)
+                job.clear()
                 return Answer(value={"out": str(config.out), **report}, text=_text(config.out, report))
             raise UserError(f"{config.out} exists already; name another folder, or give --overwrite to replace it")
-        if config.overwrite and job.directory.exists() and job.changed_settings():
-            shutil.rmtree(job.directory)
+        job.require_own()
+        if config.overwrite and job.changed_settings():
+            job.clear()
         finished = job.begin()
         _run(config, job, finished)
         report = _assemble(config, job, unusable, others)
-        _move_into_place(job.directory / "assembled", config.out)
-    shutil.rmtree(job.directory)
+        _move_into_place(job.directory, config.out)
+        job.clear()
     return Answer(value={"out": str(config.out), **report}, text=_text(config.out, report))
 
 
@@ -254,7 +255,7 @@ def _table(path: Path, header: Sequence[str]) -> Iterator[Any]:
 
 def _finished_report(out: Path, job: Job) -> dict[str, Any] | None:
     """The report in `out` if `out` is what this job makes and the job's work directory is still there."""
-    if not job.directory.is_dir():
+    if not job.directory.is_dir() or not job.is_own() or job.changed_settings():
         return None
     try:
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
@@ -266,21 +267,19 @@ def _finished_report(out: Path, job: Job) -> dict[str, Any] | None:
 def _raise_no_crop(job: Job) -> None:
     counts = Counter(outcome.reason for outcome in _outcomes(job))
     first = next(_outcomes(job))
-    shutil.rmtree(job.directory)
+    job.clear()
     raise UserError(
         f"none of the {len(job.photographs):,} photographs gave a crop: {_listed(counts)}; "
         f"the first, {first.id}: {first.detail}"
     )
 
 
-def _move_into_place(made: Path, out: Path) -> None:
-    """Renames `made` to `out`; where `out` exists it steps aside first and is deleted last."""
-    aside = out.with_name(f"{out.name}.replaced")
-    shutil.rmtree(aside, ignore_errors=True)
+def _move_into_place(work: Path, out: Path) -> None:
+    """Renames `work`/assembled to `out`; where `out` exists it steps aside into `work`, which is cleared at the end."""
     if out.exists():
-        os.replace(out, aside)
-    os.replace(made, out)
-    shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(work / "replaced", ignore_errors=True)  # of a run that was stopped between the two renames
+        os.replace(out, work / "replaced")
+    os.replace(work / "assembled", out)
 
 
 def _settings(config: PrepareConfig) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """What `prepare` has finished so far, on disk: a job that is killed at any moment goes on from here.
 
 In: results of images, a shard (a run of consecutive images) at a time. Out: the same results in order. A work directory
-    holds
-`job.json` (what the job is) and one file per finished shard, each written under a temporary name and then renamed, so a
-shard is there completely or not at all.
+holds `job.json` (what the job is) and one file per finished shard, each written under a temporary name and then
+renamed, so a shard is there completely or not at all. A directory without `job.json` is somebody else's and stays.
 
 Shard file: 8 bytes little-endian length of a JSON list, the list, then the JPEG bytes of its entries one after another.
 """
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from visard.align.photographs import Photograph
+from visard.console import say
 from visard.errors import FormatError, UserError
 
 
@@ -49,6 +49,11 @@ class Outcome:
     box: tuple[float, ...] = ()
     photo_points: tuple[float, ...] = ()
     faces: int = 0
+
+
+RECORD = "job.json"
+OWN_NAMES = ("shard-*", "*.tmp-*", "assembled", ".assembled.partial", "replaced", "left_out.csv", "detections.csv")
+"""What a work directory may hold besides its record."""
 
 
 class Job:
@@ -80,13 +85,13 @@ class Job:
         """Makes the directory, or checks that it belongs to this very job; the shards that are finished.
 
         Raises:
-            UserError: it was begun with other settings, or the photographs have changed since.
+            UserError: it was begun with other settings, or the photographs have changed since, or it is not a work
+                directory.
         """
-        record = self.directory / "job.json"
+        self.require_own()
+        record = self.directory / RECORD
         if not record.exists():
-            if self.directory.exists():
-                shutil.rmtree(self.directory)  # without its description nothing in it can be trusted
-            self.directory.mkdir(parents=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
             write_atomically(record, json.dumps(self.description, indent=2, sort_keys=True).encode())
         changed = self.changed_settings()
         if changed:
@@ -100,15 +105,46 @@ class Job:
 
     def changed_settings(self) -> list[str]:
         """Names of what differs between the directory's job and this one."""
-        path = self.directory / "job.json"
+        path = self.directory / RECORD
         if not path.exists():
             return []
         try:
-            begun = json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            begun = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise FormatError(path, f"not readable ({error}); delete {self.directory} to begin again") from error
+        if not isinstance(begun, dict) or "photographs_sha256" not in begun:
+            raise self._strange()
         names = {**begun, **self.description}
         return [name for name in names if begun.get(name) != self.description.get(name)]
+
+    def is_own(self) -> bool:
+        """Whether the directory was made by `begin`."""
+        if (self.directory / RECORD).is_file():
+            return True
+        # A kill between the directory and its record leaves it empty, or with the record's temporary file.
+        return self.directory.is_dir() and all(RECORD in path.name for path in self.directory.iterdir())
+
+    def require_own(self) -> None:
+        """Raises UserError if there is something else in the directory's place."""
+        if os.path.lexists(self.directory) and not self.is_own():
+            raise self._strange()
+
+    def clear(self) -> None:
+        """Removes the directory, its record last, so that a kill leaves what `begin` knows again."""
+        for pattern in OWN_NAMES:
+            for path in self.directory.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        (self.directory / RECORD).unlink(missing_ok=True)
+        if others := sorted(path.name for path in self.directory.iterdir()):
+            say(f"{self.directory} is left: it holds {others[0]}, which is not of visard prepare")
+        else:
+            self.directory.rmdir()
+
+    def _strange(self) -> UserError:
+        return UserError(
+            f"{self.directory} is in the way: unfinished work would be kept there, and this is not visard prepare's; "
+            "move it away, or name another OUT"
+        )
 
     def path(self, shard: int) -> Path:
         """The file of a finished shard."""
