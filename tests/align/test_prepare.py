@@ -51,6 +51,31 @@ def test_crops_ids_points_and_identities(tmp_path: Path) -> None:
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_photographs_in_no_folder_are_unlabelled_as_in_a_folder_of_crops(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same images have the same labels whether they are prepared or opened where they lie."""
+    for number, name in enumerate(("b/1.png", "alone.png", "c/1.png", "b/2.png", "zoe.png")):
+        write_image(tmp_path / "src" / name, crop(photograph(number)[0], photograph(number)[1], 112))
+    arguments = ["prepare", str(tmp_path / "src"), str(tmp_path / "out"), "--aligned", "--processes", "1"]
+    assert command_line(arguments) == 0
+    assert "2 crops have no identity (their photographs lie directly in SRC)" in capsys.readouterr().out
+    prepared, folder = open_dataset(tmp_path / "out"), open_dataset(tmp_path / "src")
+    assert list(prepared.ids) == ["b/1.png", "b/2.png", "c/1.png", "alone.png", "zoe.png"]
+    assert prepared.labels.tolist() == [0, 0, 1, -1, -1]
+    assert list(prepared.identities) == list(folder.identities) == ["b", "c"]
+    assert dict(zip(folder.ids, folder.labels, strict=True)) == dict(zip(prepared.ids, prepared.labels, strict=True))
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["identities"], report["unlabelled"], report["identities_left_out"]) == (2, 2, 0)
+
+
+def test_photographs_of_nobody_in_particular_can_be_prepared(tmp_path: Path) -> None:
+    for number in range(2):
+        write_image(tmp_path / "src" / f"{number}.png", crop(photograph(number)[0], photograph(number)[1], 112))
+    assert prepare(tmp_path / "src", tmp_path / "out", aligned=True)["identities"] == 0
+    assert open_dataset(tmp_path / "out").labels.tolist() == [-1, -1]
+
+
 @pytest.mark.parametrize("size", [64, 160])
 def test_other_sizes(tmp_path: Path, size: int) -> None:
     detections = photograph_folder(tmp_path / "src", people=1, images=2)

@@ -2,9 +2,8 @@
 
 In: SRC/identity/.../image.jpg. Out: `Photograph` entries sorted by image id, and (H, W, 3) uint8 RGB pixels, upright.
 
-The image id is the path relative to SRC with "/" between folders. The identity is the top folder. An image directly in
-SRC is an
-identity of its own, named like the file: two of them are never taken for the same person.
+The image id is the path relative to SRC with "/" between folders. The identity is the top folder. Images directly in
+SRC are unlabelled, as in a folder of crops (`visard.data.formats.folder`), and come last.
 """
 
 from __future__ import annotations
@@ -34,17 +33,19 @@ class Photograph:
 
     Args:
         id: path relative to the source folder, "/" between folders.
-        identity: whose picture it is: the top folder, or the id itself for an image directly in the source folder.
+        identity: whose picture it is: the top folder; None for an image directly in the source folder.
         bytes: size of the file.
     """
 
     id: str
-    identity: str
+    identity: str | None
     bytes: int
 
 
 def find_photographs(source: Path) -> tuple[list[Photograph], dict[str, int]]:
-    """All photographs under `source`, sorted by id, and how many files of each other ending were passed over.
+    """All photographs under `source`, and how many files of each other ending were passed over.
+
+    Sorted by id, unlabelled ones last.
 
     Links are followed, each folder once. Names that begin with a dot, Thumbs.db, desktop.ini and __MACOSX are not
     counted.
@@ -75,12 +76,13 @@ def find_photographs(source: Path) -> tuple[list[Photograph], dict[str, int]]:
                 continue
             image_id = "/".join((*relative, name))
             size = os.stat(os.path.join(folder, name)).st_size if os.path.exists(os.path.join(folder, name)) else -1
-            found.append(Photograph(id=image_id, identity=relative[0] if relative else name, bytes=size))
+            found.append(Photograph(id=image_id, identity=relative[0] if relative else None, bytes=size))
     if not found:
         raise UserError(
             f"{source}: no photographs found ({', '.join(IMAGE_ENDINGS)}); expected {source}/PERSON/IMAGE.jpg"
         )
-    return sorted(found, key=lambda photograph: photograph.id), dict(sorted(others.items()))
+    found.sort(key=lambda photograph: (photograph.identity is None, photograph.id))
+    return found, dict(sorted(others.items()))
 
 
 def read_bytes(path: Path) -> bytes:

@@ -1,6 +1,7 @@
 """`visard prepare SRC OUT`: photographs in folders of identities -> a prepared data set of aligned crops.
 
-In: SRC/identity/image.jpg. Out: the folder that `visard.data.writer` describes, and in it
+In: SRC/identity/image.jpg; images directly in SRC stay unlabelled. Out: the folder that `visard.data.writer` describes,
+and in it
 
     left_out.csv     id, reason, detail: every photograph that gave no crop
     detections.csv   the face taken in every other one, in photograph pixels; `--detections` reads it
@@ -8,7 +9,7 @@ In: SRC/identity/image.jpg. Out: the folder that `visard.data.writer` describes,
 
 Every photograph ends in exactly one of the two lists. Results are kept in OUT.partial a shard at a time until OUT is
 complete: the same command goes on after any interruption, and OUT is the same to the byte whatever the number of
-    processes or stops.
+processes or stops.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class PrepareConfig:
     """Photographs in folders of identities -> aligned, packed, indexed crops."""
 
     src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """Folder with one folder of photographs per person (deeper folders belong to the top one)."""
+    """Folder with one folder of photographs per person (deeper folders belong to the top one); photographs directly in
+    it have no identity."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to make."""
     detector: Literal["yunet", "mtcnn"] = "yunet"
@@ -199,7 +201,8 @@ def _assemble(
     if not any(not outcome.reason for outcome in _outcomes(job)):
         _raise_no_crop(job)
     identities = {photograph.id: photograph.identity for photograph in job.photographs}
-    people: set[str] = set()
+    people: set[str | None] = set()
+    unlabelled = 0
     reasons: Counter[str] = Counter()
     several = 0
     with (
@@ -215,18 +218,21 @@ def _assemble(
                 reasons[outcome.reason] += 1
                 left_out.writerow([outcome.id, outcome.reason, outcome.detail])
                 continue
-            people.add(identities[outcome.id])
+            identity = identities[outcome.id]
+            people.add(identity)
+            unlabelled += identity is None
             several += outcome.faces > 1
             points = np.array(outcome.points, dtype=np.float32).reshape(5, 2) if outcome.points else None
-            writer.add(outcome.id, identities[outcome.id], outcome.jpeg, points)
+            writer.add(outcome.id, identity, outcome.jpeg, points)
             if outcome.box:
                 detections.writerow(csv_row(outcome.id, outcome.score, outcome.box, outcome.photo_points))
     photographs = len(job.photographs) + len(unusable)
     report = {
         "photographs": photographs,
         "crops": photographs - sum(reasons.values()),
-        "identities": len(people),
-        "identities_left_out": len(set(identities.values()) - people),
+        "identities": len(people - {None}),
+        "unlabelled": unlabelled,
+        "identities_left_out": len({*identities.values()} - people - {None}),
         "left_out": sum(reasons.values()),
         "reasons": dict(sorted(reasons.items())),
         "several_faces": several,
@@ -317,7 +323,12 @@ def _text(out: Path, report: dict[str, Any]) -> str:
         lines.append(f"{report['identities_left_out']:,} identities have no crop")
     if report["other_files"]:
         lines.append(f"other files passed over: {_listed(report['other_files'])}")
-    if report["identities"] == 1 and report["crops"] > 1:
+    if report["unlabelled"]:
+        lines.append(
+            f"{report['unlabelled']:,} crops have no identity (their photographs lie directly in SRC): "
+            "nothing is learnt from them; put each into its person's folder"
+        )
+    elif report["identities"] == 1 and report["crops"] > 1:
         lines.append("there is one identity only: is SRC the folder that holds the people's folders?")
     return "\n".join(lines)
 
