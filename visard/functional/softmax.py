@@ -1,7 +1,7 @@
-"""Margin softmax cross-entropy: embeddings, class centres and labels -> loss.
+"""Margin softmax cross-entropy, the definition: embeddings, class centres and labels -> loss.
 
-`margin_softmax_whole` is the reference in a few plain lines, with all (B, C) logits in memory; faster forms are tested
-against it.
+`margin_softmax_whole` is a few plain lines, with all (B, C) logits in memory; `softmax_chunked.py` equals it without
+them and is tested against it.
 
 Letters: B images of a batch, D embedding size, C classes, K centres of a class (one, but for Sub-centre ArcFace) or
 sums of a margin's statistics.
@@ -28,7 +28,7 @@ class SoftmaxOutput:
     Args:
         loss: () the loss, with gradient.
         cos: (B,) plain target cosines without gradient, [-1, 1]; 0 for unlabelled images.
-        correct: (B,) bool, whether the target's plain cosine is the largest; False for unlabelled images.
+        correct: (B,) bool, whether no other class has a larger plain cosine; False for unlabelled images.
         state: the margin's next state.
     """
 
@@ -53,8 +53,11 @@ def margin_softmax_whole(
     denominator: int,
     state: MarginState | None = None,
     total: Callable[[Tensor], Tensor] = own_sums,
+    weights_B: Tensor | None = None,
+    ignored_C: Tensor | None = None,
+    conflict_cos: float | None = None,
 ) -> SoftmaxOutput:
-    """sum_B cross_entropy(scale * [cos, with margin(cos) at the label], label) / denominator.
+    """sum_B weight * cross_entropy(scale * [cos, with margin(cos) at the label], label) / denominator: the reference.
 
     Each image's loss has the margin's regulariser added, and its negatives are changed if the margin says so. The
     cosine to a class of K centres is that to the nearest of them.
@@ -72,6 +75,9 @@ def margin_softmax_whole(
         state: the margin's state; None = {}.
         total: turns this call's (K,) sums over its labelled images into those of the whole optimizer step; asked by
             margins with statistics only.
+        weights_B: (B,) factor of each image's loss; None = 1.
+        ignored_C: (C,) bool, classes that are nobody's negatives: left out of the sum; None = none.
+        conflict_cos: negatives with a larger plain cosine are left out of the sum; None = none.
     """
     with torch.autocast(emb_BD.device.type, enabled=False):
         emb_BD = emb_BD if emb_BD.dtype == torch.float64 else emb_BD.float()
@@ -84,13 +90,22 @@ def margin_softmax_whole(
             return total(torch.where(labelled_B, values_KB, 0.0).sum(1))
 
         margined = margin(cos_B, emb_BD.norm(dim=1), state or {}, total_of_labelled)
+        left_out_BC = torch.zeros_like(cos_BC, dtype=torch.bool)
+        if ignored_C is not None:
+            left_out_BC |= ignored_C
+        if conflict_cos is not None:
+            left_out_BC |= cos_BC > conflict_cos
+        left_out_BC = left_out_BC.scatter(1, column_B1, False)
         hardened_BC = cos_BC if margined.hard is None else harden(cos_BC, margined.hard)
-        logits_BC = scale * hardened_BC.scatter(1, column_B1, margined.cos.unsqueeze(1))
-        loss = functional.cross_entropy(logits_BC, labels_B, ignore_index=-1, reduction="sum") / denominator
+        logits_BC = (scale * hardened_BC).masked_fill(left_out_BC, float("-inf"))
+        logits_BC = logits_BC.scatter(1, column_B1, scale * margined.cos.unsqueeze(1))
+        loss_B = functional.cross_entropy(logits_BC, labels_B, ignore_index=-1, reduction="none")
         if margined.regulariser is not None:
-            loss = loss + torch.where(labelled_B, margined.regulariser, 0.0).sum() / denominator
+            loss_B = loss_B + torch.where(labelled_B, margined.regulariser, 0.0)
+        loss = (loss_B if weights_B is None else loss_B * weights_B).sum() / denominator
         with torch.no_grad():
-            correct_B = (cos_BC.argmax(1) == labels_B) & labelled_B
+            others_BC = cos_BC.masked_fill(left_out_BC, -2.0).scatter(1, column_B1, -2.0)
+            correct_B = (others_BC.amax(1) <= cos_B) & labelled_B
             target_cos_B = torch.where(labelled_B, cos_B, 0.0)
     return SoftmaxOutput(loss, target_cos_B, correct_B, margined.state)
 

@@ -1,0 +1,337 @@
+"""Margin softmax cross-entropy with no logit matrix, on one process or on several that each hold some of the classes.
+
+In: embeddings, class centres, labels, a margin. Out: what `softmax.margin_softmax_whole` gives, to rounding. A first
+pass over the classes adds up the negatives of every image, a second makes the gradients; each works on one chunk of
+classes at a time (`softmax_pieces.py`). Targets and margins are N numbers and are treated apart, exactly: the loss of
+an image is log(1 + exp(log-sum-exp of its negatives - its target logit)), precise however small.
+
+Letters: N images, D embedding size, C classes, K centres of a class, R = C * K rows of centres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from visard.functional.margins import Margin, Margined, MarginState
+from visard.functional.softmax import SoftmaxOutput, own_sums
+from visard.functional.softmax_pieces import CHUNKED, NORM_FLOOR, LogitGradient, Negatives, Pieces
+
+KEPT_BYTES = 1 << 28
+"""Logits of up to this size are kept between the two passes, which saves one of four products."""
+
+KEPT_SHARE = 8
+"""So are logits of up to this part of the centres' own size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How `margin_softmax` computes, and which negatives count.
+
+    Args:
+        products: type that matrix products take; None = that of the rest (float32). torch.bfloat16 is faster and
+            rounds cosines to 2**-9 of their size.
+        keep: keep the logits between forward and backward, which saves one product of four; None = where they are
+            small (`KEPT_BYTES`, `KEPT_SHARE`).
+        ignored_C: (C,) bool, classes that are nobody's negatives; None = none. Of the sampled ones, if there is a
+            sample.
+        conflict_cos: negatives with a larger plain cosine are left out of the sum; None = none.
+        pieces: what computes chunks of classes.
+    """
+
+    products: torch.dtype | None = None
+    keep: bool | None = None
+    ignored_C: Tensor | None = None
+    conflict_cos: float | None = None
+    pieces: Pieces = CHUNKED
+
+
+def same(values_N: Tensor) -> Tensor:
+    """What one process alone makes of the sum, or the maximum, over all processes."""
+    return values_N
+
+
+class RowBuffer:
+    """Where backward adds the gradient of centres, in the place of `weight.grad`: one buffer for all steps.
+
+    A fresh (C, D) gradient each step would cost its pages anew, and one of sampled rows does not fit `.grad`.
+
+    Attributes:
+        filled: rows that hold a gradient; 0 = none since `clear`.
+    """
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+        self.filled = 0
+
+    def clear(self) -> None:
+        """A new step begins; the memory is kept."""
+        self.filled = 0
+
+    def rows(self) -> Tensor:
+        """(filled, D) the gradient."""
+        assert self._buffer is not None, "no backward pass has filled the buffer"
+        return self._buffer[: self.filled]
+
+    def room(self, rows: int, like_ND: Tensor) -> tuple[Tensor, bool]:
+        """(rows, D) to write to or, as the second value says, to add to."""
+        if self.filled:
+            assert self.filled == rows, (self.filled, rows)
+            return self.rows(), True
+        if self._buffer is None or len(self._buffer) < rows:
+            self._buffer = None  # before the larger one is made
+            self._buffer = like_ND.new_empty(rows, like_ND.shape[1])
+        self.filled = rows
+        return self.rows(), False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Which classes and images of the problem this call works on, where there are more.
+
+    Args:
+        own_class_N: (N,) int64 position of each image's class among the classes here, -1 = another process has it (or
+            the image has none).
+        sampled_C: (C,) int64 classes of the weight that take part, increasing; positions count among them. None = all.
+        gradient: gets the gradient of the classes that take part; None = the weight's `.grad`, which must be all of
+            them.
+        images: those whose loss this process counts; the gradient is that of the sum over all processes.
+        add: (N,) float32 of this process -> the sum over all processes.
+        most: (N,) float32 of this process -> the maximum over all processes.
+    """
+
+    own_class_N: Tensor
+    sampled_C: Tensor | None = None
+    gradient: RowBuffer | None = None
+    images: slice = field(default_factory=lambda: slice(None))
+    add: Callable[[Tensor], Tensor] = same
+    most: Callable[[Tensor], Tensor] = same
+
+
+def margin_softmax(
+    emb_ND: Tensor,
+    weight: Tensor,
+    labels_N: Tensor,
+    margin: Margin,
+    *,
+    scale: float,
+    denominator: int,
+    state: MarginState | None = None,
+    total: Callable[[Tensor], Tensor] = own_sums,
+    weights_N: Tensor | None = None,
+    settings: Settings | None = None,
+    part: Part | None = None,
+) -> SoftmaxOutput:
+    """`margin_softmax_whole` without its (N, C) matrices: class chunk by class chunk, forward and backward.
+
+    Saves some ten passes over N x C numbers and their memory; what remains are the products (docs/heads.md has the
+    measurements). Where other processes hold other classes, each calls this with all images, its own classes and a
+    `part`: loss and gradients are those of the joint problem, and no process sees another's classes. The gradient of
+    the embeddings is then this process's summand: the caller adds them up over processes.
+
+    Args:
+        emb_ND: (N, D) embeddings, any float type, not normalised.
+        weight: (C, D) class centres, not normalised; or (C, K, D).
+        labels_N: (N,) int64, -1 = unlabelled; with a `part` all that counts is which are labelled.
+        margin: see `visard.functional.margins`.
+        scale: s, > 0.
+        denominator: images of the optimizer step over all processes.
+        state: the margin's state; None = {}.
+        total: as in `margin_softmax_whole`.
+        weights_N: (N,) factor of each image's loss; None = 1.
+        settings: see `Settings`.
+        part: see `Part`; None = all classes and images are here.
+
+    Returns:
+        As the reference; `cos` and `correct` are of all images, whichever process has their class.
+    """
+    settings = settings or Settings()
+    part = part or Part(own_class_N=labels_N)
+    with torch.autocast(emb_ND.device.type, enabled=False):
+        emb_ND = emb_ND if emb_ND.dtype == torch.float64 else emb_ND.float()
+        assert part.sampled_C is None or part.gradient is not None, "sampled classes need a buffer for their gradient"
+        with torch.no_grad():
+            job = _job(emb_ND, weight, labels_N, margin, scale, state or {}, total, settings, part)
+        loss, correct_N = _Classes.apply(emb_ND, weight, job, weights_N, denominator)  # type: ignore[no-untyped-call]
+    return SoftmaxOutput(loss, job.own_cos_N, correct_N, job.margined.state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A problem whose targets are known: what is left are the negatives.
+
+    Args:
+        negatives: cosines of all images to all classes here.
+        labelled_N: (N,) bool.
+        own_cos_N: (N,) plain target cosines, the same on every process; 0 for unlabelled images.
+        margined: of those.
+        slope_N: (N,) d margined cosine / d plain cosine.
+        norm_slope_N: (N,) d margined cosine / d length of the embedding.
+        regulariser_slope_N: (N,) d regulariser / d length of the embedding.
+    """
+
+    negatives: Negatives
+    labelled_N: Tensor
+    own_cos_N: Tensor
+    margined: Margined
+    slope_N: Tensor
+    norm_slope_N: Tensor
+    regulariser_slope_N: Tensor
+    settings: Settings
+    part: Part
+
+
+def _job(
+    emb_ND: Tensor,
+    weight: Tensor,
+    labels_N: Tensor,
+    margin: Margin,
+    scale: float,
+    state: MarginState,
+    total: Callable[[Tensor], Tensor],
+    settings: Settings,
+    part: Part,
+) -> _Job:
+    """Target cosines, exactly (never in bf16), and the margin of them with its slopes."""
+    unit_ND = functional.normalize(emb_ND, eps=NORM_FLOOR)
+    labelled_N = labels_N >= 0
+    centres = weight.shape[1] if weight.ndim == 3 else 1
+    here_N = part.own_class_N >= 0
+    position_N = part.own_class_N.clamp(min=0)
+    own_cos_N = unit_ND.new_zeros(len(unit_ND))
+    nearest_N = torch.zeros_like(position_N)
+    if len(weight):
+        class_N = position_N if part.sampled_C is None else part.sampled_C[position_N]
+        own_NKD = weight[class_N].view(len(unit_ND), centres, -1).to(unit_ND.dtype)
+        cos_NK = (functional.normalize(own_NKD, dim=2, eps=NORM_FLOOR) * unit_ND.unsqueeze(1)).sum(2)
+        own_cos_N, nearest_N = cos_NK.max(1)
+    # One process has an image's class; the others add 0.
+    own_cos_N = part.add(torch.where(here_N, own_cos_N, 0.0))
+    negatives = Negatives(
+        unit_ND=unit_ND,
+        weight_RD=weight.detach().flatten(0, -2),
+        sampled_C=part.sampled_C,
+        centres=centres,
+        own_class_N=part.own_class_N,
+        own_row_N=torch.where(here_N, position_N * centres + nearest_N, -1),
+        scale=scale,
+        ignored_C=settings.ignored_C,
+        conflict_cos=settings.conflict_cos,
+        products=settings.products or unit_ND.dtype,
+    )
+
+    def total_of_labelled(values_KN: Tensor) -> Tensor:
+        return total(torch.where(labelled_N, values_KN, 0.0).sum(1))
+
+    with torch.enable_grad():
+        cos_N, norm_N = own_cos_N.clone().requires_grad_(), emb_ND.detach().norm(dim=1).requires_grad_()
+        margined = margin(cos_N, norm_N, state, total_of_labelled)
+        zeros_N = torch.zeros_like(own_cos_N)
+        slope_N, norm_slope_N = _slopes(margined.cos, (cos_N, norm_N), zeros_N)
+        reg_N = margined.regulariser
+        (reg_slope_N,) = (zeros_N,) if reg_N is None else _slopes(reg_N, (norm_N,), zeros_N)
+    margined = Margined(margined.cos.detach(), margined.state, None if reg_N is None else reg_N.detach(), margined.hard)
+    return _Job(
+        negatives=replace(negatives, hard=margined.hard),
+        labelled_N=labelled_N,
+        own_cos_N=torch.where(labelled_N, own_cos_N, 0.0),
+        margined=margined,
+        slope_N=slope_N,
+        norm_slope_N=norm_slope_N,
+        regulariser_slope_N=reg_slope_N,
+        settings=settings,
+        part=part,
+    )
+
+
+def _slopes(values_N: Tensor, by: tuple[Tensor, ...], zeros_N: Tensor) -> tuple[Tensor, ...]:
+    """d value / d each of `by`, image by image; 0 where it does not depend on it."""
+    if not values_N.requires_grad:
+        return tuple(zeros_N for _ in by)
+    found = torch.autograd.grad(values_N.sum(), by, retain_graph=True, allow_unused=True)
+    return tuple(zeros_N if slope is None else slope for slope in found)
+
+
+class _Classes(torch.autograd.Function):
+    """(emb, weight) -> loss, in two passes over the classes: sums forward, gradients backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, emb_ND: Tensor, weight: Tensor, job: _Job, weights_N: Tensor | None, denominator: int
+    ) -> tuple[Tensor, Tensor]:
+        n, part = job.negatives, job.part
+        keep = (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]) and _worth_keeping(job)
+        kept = n.unit_ND.new_empty(len(emb_ND) * n.classes * n.centres, dtype=n.products) if keep else None
+        sums = job.settings.pieces.sums(n, kept)
+        # Shards' pieces: the largest of the largest, and sums relative to it.
+        largest_N = part.most(sums.largest_N)
+        share_N = sums.total_N * (sums.largest_N - largest_N).exp()
+        total_N = part.add(share_N.to(n.unit_ND.dtype)).to(share_N.dtype)
+        nearest_N = part.most(sums.nearest_N)
+        shift_N = largest_N + total_N.log()
+        gap_N = torch.where(job.labelled_N, shift_N - n.scale * job.margined.cos, float("-inf"))
+        loss_N = torch.logaddexp(torch.zeros_like(gap_N), gap_N)
+        if job.margined.regulariser is not None:
+            loss_N = loss_N + torch.where(job.labelled_N, job.margined.regulariser, 0.0)
+        if weights_N is not None:
+            loss_N = loss_N * weights_N
+        ctx.save_for_backward(emb_ND, shift_N, gap_N.sigmoid(), weights_N)
+        ctx.job, ctx.kept, ctx.denominator = job, kept, denominator
+        ctx.weight_shape, ctx.weight_dtype = weight.shape, weight.dtype
+        correct_N = (nearest_N <= job.own_cos_N) & job.labelled_N
+        ctx.mark_non_differentiable(correct_N)
+        return (loss_N[part.images].sum() / denominator).to(emb_ND.dtype), correct_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        emb_ND, shift_N, wrong_N, weights_N = ctx.saved_tensors
+        job: _Job = ctx.job
+        n, kind = job.negatives, emb_ND.dtype
+        each_N = (grad / ctx.denominator).expand(len(emb_ND))
+        if weights_N is not None:
+            each_N = each_N * weights_N
+        # d loss / d logit is `wrong` times a negative's share of the sum, and -`wrong` for the target.
+        push_N = (each_N * n.scale * wrong_N).to(kind)
+        shift_N = torch.where(shift_N.isfinite(), shift_N, float("inf")).to(kind)
+        own_N = -push_N * job.slope_N
+        gradient = LogitGradient(shift_N, push_N, own_N, job.own_cos_N)
+        need_emb, need_weight = ctx.needs_input_grad[:2]
+        unit_grad_ND = torch.zeros_like(emb_ND) if need_emb else None
+        weight_grad_RD, accumulate = None, False
+        if need_weight:
+            rows, buffer = n.classes * n.centres, job.part.gradient
+            if buffer is None:
+                weight_grad_RD = emb_ND.new_empty(rows, emb_ND.shape[1])
+            else:
+                weight_grad_RD, accumulate = buffer.room(rows, emb_ND)
+        job.settings.pieces.gradients(n, gradient, ctx.kept, unit_grad_ND, weight_grad_RD, accumulate)
+        ctx.kept = None
+        weight_grad = None
+        if weight_grad_RD is not None and job.part.gradient is None:
+            weight_grad = weight_grad_RD.to(ctx.weight_dtype).view(ctx.weight_shape)
+        if unit_grad_ND is None:
+            return None, weight_grad, None, None, None
+        length_N = emb_ND.norm(dim=1).clamp_(min=NORM_FLOOR)
+        along_N1 = (unit_grad_ND * n.unit_ND).sum(1, keepdim=True)
+        emb_grad_ND = (unit_grad_ND - n.unit_ND * along_N1) / length_N.unsqueeze(1)
+        # By length: once over all processes, where the own class is.
+        by_length_N = -push_N * job.norm_slope_N
+        if job.margined.regulariser is not None:
+            by_length_N = by_length_N + each_N * job.regulariser_slope_N
+        by_length_N = torch.where(n.own_class_N >= 0, by_length_N, 0.0)
+        return emb_grad_ND + n.unit_ND * by_length_N.unsqueeze(1), weight_grad, None, None, None
+
+
+def _worth_keeping(job: _Job) -> bool:
+    if job.settings.keep is not None:
+        return job.settings.keep
+    n = job.negatives
+    size = len(n.unit_ND) * n.classes * n.centres * n.products.itemsize
+    return size <= max(KEPT_BYTES, n.weight_RD.nbytes // KEPT_SHARE)
