@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -191,6 +194,61 @@ def test_an_interruption_says_whether_the_command_goes_on(
     monkeypatch.setattr("visard.cli._dispatch", interrupted)
     assert main([name]) == 130
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize(
+    ("number", "word", "code"), [(signal.SIGTERM, "terminated", 143), (signal.SIGINT, "interrupted", 130)]
+)
+@pytest.mark.parametrize(
+    ("command", "working", "said"),
+    [
+        (
+            "render out --identities 400 --size 32 --format folder --workers 2",
+            ".out.partial/*/*.jpg",
+            "what is done is kept in .out.partial, the same command goes on where it stopped",
+        ),
+        (
+            "render out --identities 400 --size 32 --workers 0",
+            ".out.partial/train.rec",
+            "nothing is kept of unfinished records, the same command begins anew",
+        ),
+        (
+            "embed model rendered:400x20 out",
+            "out.partial/journal_00000.json",
+            "of 8,000 embeddings are kept in out.partial, the same command goes on with the others",
+        ),
+    ],
+    ids=["render folder", "render records", "embed"],
+)
+def test_a_signal_ends_a_command_with_one_line_that_says_what_is_kept(
+    command: str, working: str, said: str, number: signal.Signals, word: str, code: int, tmp_path: Path
+) -> None:
+    """To the whole group, as a terminal sends Ctrl-C: no traceback of a worker either."""
+    network = IResNetConfig(blocks=(1, 1, 1, 1), width=4, embedding_dim=8, input_size=16)
+    save_model(build(network), spec_for(network, origin="test"), tmp_path / "model")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "visard.cli", *command.split()],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    until = time.monotonic() + 60
+    while not list(tmp_path.glob(working)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == code, errors
+    lines = [line for line in errors.splitlines() if ", " not in line or "/s" not in line]  # progress
+    assert len(lines) == 1, errors
+    assert lines[0].startswith(f"visard {command.split()[0]}: {word}; ")
+    assert lines[0].endswith(said)
+    assert output == ""
 
 
 def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:

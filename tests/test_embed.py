@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -14,13 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training import processes
-from visard import embed
+from visard import embed, embed_journal
 from visard.cli import main as visard
 from visard.config import IResNetConfig
 from visard.embed import (
     _batches,
-    _missing,
-    _union,
     embed_dataset,
     embed_to_directory,
     load_embeddings,
@@ -143,6 +142,33 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert (said in capsys.readouterr().err) == (calls > 0)
     np.testing.assert_allclose(found.vectors, expected(crops), rtol=1e-6)
     assert [p.name for p in tmp_path.iterdir()] == ["e"]
+
+
+def test_what_is_no_unfinished_work_of_its_own_is_not_deleted(tmp_path: Path) -> None:
+    partial = tmp_path / "e.partial"
+    partial.mkdir()
+    (partial / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match=r"e.partial is in the way: .*; move it away, or name another OUT"):
+        embed_to_directory(Embedder(SPEC, left_and_right), Crops(), tmp_path / "e", "none", 5, "abc")
+    assert [path.name for path in partial.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize(
+    "left", [(), ("journal_00000.tmp",), ("journal_00000.json",), ("journal_00000.json", "vectors.npy")]
+)
+def test_a_kill_at_the_very_beginning_is_taken_up(tmp_path: Path, left: tuple[str, ...]) -> None:
+    """The folder alone, a journal being written, a journal, and vectors that were not laid out yet."""
+    partial = tmp_path / "e.partial"
+    with pytest.raises(KeyboardInterrupt):
+        embed_to_directory(Embedder(SPEC, StopsAfter(0)), Crops(), tmp_path / "e", "none", 5, "abc")
+    (partial / "vectors.npy").write_bytes(b"\x93NUMPY")
+    shutil.copy(partial / "journal_00000.json", partial / "journal_00000.tmp")
+    for path in list(partial.iterdir()):
+        if path.name not in left:
+            path.unlink()
+    found = embed_to_directory(Embedder(SPEC, left_and_right), Crops(), tmp_path / "e", "none", 5, "abc")
+    np.testing.assert_allclose(found.vectors, expected(Crops()), rtol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]
 
 
 @pytest.mark.parametrize("changed", ["weights", "flip", "ids"])
@@ -359,10 +385,10 @@ def test_an_image_that_cannot_be_decoded_is_the_error_of_the_call() -> None:
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=6), st.integers(1, 7), st.integers(1, 4))
 def test_what_is_open_is_done_once(done: list[tuple[int, int]], batch_size: int, world: int) -> None:
     """Whatever was done before: the batches of all shares are exactly the rows that were not."""
-    stretches = _union([(min(pair), max(pair)) for pair in done if pair[0] != pair[1]])
+    stretches = embed_journal.union([(min(pair), max(pair)) for pair in done if pair[0] != pair[1]])
     rows_done = [row for first, end in stretches for row in range(first, end)]
     assert rows_done == sorted({row for pair in done for row in range(min(pair), max(pair))})
-    batches = _batches(_missing(stretches, 30), batch_size)
+    batches = _batches(embed_journal.missing(stretches, 30), batch_size)
     shares = [batches[len(batches) * r // world : len(batches) * (r + 1) // world] for r in range(world)]
     assert [row for share in shares for rows in share for row in rows] == sorted(set(range(30)) - set(rows_done))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

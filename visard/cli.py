@@ -21,6 +21,7 @@ from typing import TextIO
 from visard import __version__, completion
 from visard.console import parse
 from visard.errors import Interrupted, UserError
+from visard.signals import sigterm_as_ctrl_c
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        with sigterm_as_ctrl_c():
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
     except BrokenPipeError:
         if not _reader_left():
             raise
@@ -104,11 +106,12 @@ def _run(arguments: list[str]) -> int:
     except Interrupted as interruption:
         print(f"visard {name}: {interruption}", file=sys.stderr)
         return 128 + interruption.signal
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as cause:
         goes_on = name in COMMANDS and COMMANDS[name].goes_on
         rest = "the same command goes on where it stopped" if goes_on else "it was not done"
-        print(f"visard {name}: interrupted; {rest}", file=sys.stderr)
-        return 130
+        stopped = Interrupted.by(cause, rest)
+        print(f"visard {name}: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal
     except OSError as error:
         if not _is_of_the_file_system(error):
             raise

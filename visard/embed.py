@@ -32,16 +32,15 @@ import torch
 import torch.distributed as td
 import tyro
 
-from visard import dist
-from visard.console import Answer, progress, say
+from visard import dist, embed_journal
+from visard.console import Answer, progress
 from visard.data.dataset import BatchedDataset, FaceDataset, open_dataset
 from visard.device import choose_device
-from visard.errors import FormatError, UserError
+from visard.errors import FormatError, Interrupted, UserError
 from visard.records import Embeddings, Float32Array, ModelSpec, UInt8Array
 from visard.runtime import Embedder, Flip, find_model, load
 
 FORMAT = 1
-JOURNAL = "journal_{rank:05d}.json"
 JOURNAL_SECONDS = 5.0
 BATCHES_AHEAD = 3
 """Batches decoded while one is embedded."""
@@ -73,7 +72,12 @@ class EmbedConfig:
 
 
 def main(config: EmbedConfig) -> Answer:
-    """`visard embed`."""
+    """`visard embed`.
+
+    Raises:
+        UserError: a model, data set or OUT that cannot be used.
+        Interrupted: by Ctrl-C or SIGTERM; what is done is kept.
+    """
     if config.out.exists():
         raise UserError(f"{config.out} exists; choose another name or remove it")
     device = choose_device(config.device) if "RANK" in os.environ else None
@@ -88,6 +92,8 @@ def main(config: EmbedConfig) -> Answer:
         if not dist.is_main():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # rank 0 answers for all
         embeddings = embed_to_directory(embedder, dataset, config.out, config.flip, config.batch_size, model_hash)
+    except KeyboardInterrupt as cause:
+        raise Interrupted.by(cause, embed_journal.what_is_kept(_partial(config.out), len(dataset))) from None
     finally:
         dist.close()
     count, dim = embeddings.vectors.shape
@@ -140,34 +146,36 @@ def embed_to_directory(
     Returns:
         The embeddings, memory-mapped from `out`.
     """
-    partial = out.with_name(out.name + ".partial")
+    partial = _partial(out)
     # Embeddings checks the ids before hours are spent on them.
     header = Embeddings(
         np.empty((len(dataset), 0), np.float32), tuple(dataset.ids), _labels(dataset), asdict(embedder.spec), flip
     )
     key = _key(header, model_hash)
-    rows_done = _begin(partial, key, (len(dataset), _dim(embedder, flip))) if dist.is_main() else []
+    rows_done = embed_journal.begin(partial, key, (len(dataset), _dim(embedder, flip))) if dist.is_main() else []
     rows_done = dist.broadcast_object(rows_done)
     vectors = np.lib.format.open_memmap(partial / "vectors.npy", "r+")
-    mine = _my_share(_batches(_missing(rows_done, len(dataset)), batch_size))
+    mine = _my_share(_batches(embed_journal.missing(rows_done, len(dataset)), batch_size))
     # Rank 0 has noted what was done before; a share is one stretch of the open rows, with those between.
     noted = rows_done if dist.is_main() else []
     with _failing_together(), progress(_title(), sum(map(len, mine)), quiet=not dist.is_main()) as bar:
         written = time.monotonic()
-        for start, block in _blocks(embedder, dataset, flip, mine):
-            vectors[start : start + len(block)] = block
-            noted = _union([*noted, (start, start + len(block))])
-            bar.advance(len(block))
-            if time.monotonic() - written > JOURNAL_SECONDS:
-                vectors.flush()
-                _write_journal(partial, key, noted)
-                written = time.monotonic()
-        vectors.flush()
-        _write_journal(partial, key, noted)
+        try:
+            for start, block in _blocks(embedder, dataset, flip, mine):
+                vectors[start : start + len(block)] = block
+                noted = embed_journal.union([*noted, (start, start + len(block))])
+                bar.advance(len(block))
+                if time.monotonic() - written > JOURNAL_SECONDS:
+                    vectors.flush()
+                    embed_journal.write_journal(partial, key, noted)
+                    written = time.monotonic()
+        finally:
+            vectors.flush()
+            embed_journal.write_journal(partial, key, noted)
     if dist.is_main():
         _write_sidecars(partial, Embeddings(vectors, header.ids, header.labels, header.spec, flip))
         os.replace(partial, out)
-        for journal in _journals(out):
+        for journal in embed_journal.journal_files(out):
             journal.unlink()
     dist.barrier()
     return load_embeddings(out)
@@ -333,58 +341,8 @@ def _key(header: Embeddings, model_hash: str) -> str:
     return digest.hexdigest()
 
 
-def _begin(partial: Path, key: str, shape: tuple[int, int]) -> list[tuple[int, int]]:
-    """The directory with vectors.npy, made or taken up; the stretches of rows that are done."""
-    done = _done_before(partial, key)
-    if done is None:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        np.lib.format.open_memmap(partial / "vectors.npy", "w+", np.float32, shape).flush()
-        done = []
-    if done:
-        say(f"{partial}: going on after {sum(end - first for first, end in done):,} of {shape[0]:,} images")
-    _write_journal(partial, key, done)
-    for journal in _journals(partial):
-        if journal.name != JOURNAL.format(rank=0):
-            journal.unlink()
-    return done
-
-
-def _done_before(partial: Path, key: str) -> list[tuple[int, int]] | None:
-    """Stretches of rows that are there already, None if nothing is or it was made from something else."""
-    journals = [json.loads(path.read_text()) for path in _journals(partial)]
-    if not journals or not (partial / "vectors.npy").is_file() or any(values["key"] != key for values in journals):
-        return None
-    return _union([(first, end) for values in journals for first, end in values["done"]])
-
-
-def _union(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The rows of all stretches, as few of them as possible, in order."""
-    joined: list[tuple[int, int]] = []
-    for first, end in sorted(stretches):
-        if joined and first <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((first, end))
-    return joined
-
-
-def _missing(done: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
-    """The stretches of rows 0 to `count` between those that are done."""
-    edges = [0, *(edge for stretch in done for edge in stretch), count]
-    gaps = zip(edges[::2], edges[1::2], strict=True)
-    return [(first, end) for first, end in gaps if end > first]
-
-
-def _journals(partial: Path) -> list[Path]:
-    return sorted(partial.glob(JOURNAL.replace("{rank:05d}", "*")))
-
-
-def _write_journal(partial: Path, key: str, done: Sequence[tuple[int, int]]) -> None:
-    path = partial / JOURNAL.format(rank=dist.rank())
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"key": key, "done": done}))
-    os.replace(temporary, path)
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
 
 
 def _write_sidecars(directory: Path, embeddings: Embeddings) -> None:

@@ -8,6 +8,7 @@ Anything else that escapes is our defect and keeps its traceback.
 from __future__ import annotations
 
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 
 
 class UserError(Exception):
@@ -35,6 +36,10 @@ class FormatError(UserError):
         return type(self), (self.path, self.problem, self.offset)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised by the command line where Ctrl-C raises KeyboardInterrupt: both leave by the same doors."""
+
+
 class Interrupted(Exception):  # noqa: N818 - no error
     """A signal ended the work after what was done had been saved.
 
@@ -46,3 +51,10 @@ class Interrupted(Exception):  # noqa: N818 - no error
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+    @classmethod
+    def by(cls, cause: KeyboardInterrupt, rest: str) -> Interrupted:
+        """Of Ctrl-C or SIGTERM; `rest` says what is kept and how to go on."""
+        terminated = isinstance(cause, Terminated)
+        word, number = ("terminated", SIGTERM) if terminated else ("interrupted", SIGINT)
+        return cls(f"{word}; {rest}", number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -247,10 +248,16 @@ def test_signals_leave_with_their_exit_code_and_are_resumed(
 ) -> None:
     process = start(folder, tmp_path / "out", "--processes", "2")
     wait_for_progress(process, tmp_path / "out", 0)
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    os.killpg(process.pid, number)
     _, errors = process.communicate()
     assert process.returncode == code, errors.decode()
     assert b"Traceback" not in errors
+    word = "terminated" if number == signal.SIGTERM else "interrupted"
+    assert re.fullmatch(
+        rf"visard prepare: {word}; [1-9]\d* of 49 photographs are done and kept in .*/out\.partial, "
+        "the same command goes on with the others",
+        errors.decode().splitlines()[-1],
+    )
     again = start(folder, tmp_path / "out", "--processes", "2")
     _, errors = again.communicate()
     assert again.returncode == 0, errors.decode()

@@ -20,8 +20,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,7 +39,7 @@ from visard.align.shards import Job, Outcome, write_shard
 from visard.align.workers import Report, Task, run_in_processes
 from visard.console import Answer, progress, say
 from visard.data.writer import DatasetWriter
-from visard.errors import UserError
+from visard.errors import Interrupted, UserError
 
 DEFAULT_MIN_SCORE = {"yunet": 0.6, "mtcnn": 0.8, "file": 0.0, "aligned": 0.0}
 MIN_FACE_PX = 20
@@ -105,13 +103,18 @@ class PrepareConfig:
 
 
 def main(config: PrepareConfig) -> Answer:
-    """Runs or goes on with the command."""
+    """Runs or goes on with the command.
+
+    Raises:
+        UserError: nothing to do, settings that do not fit, something in OUT's or OUT.partial's place.
+        Interrupted: by Ctrl-C or SIGTERM; what is done is kept.
+    """
     _check_out(config)
     photographs, others = find_photographs(config.src)
     usable = [photograph for photograph in photographs if not _has_line_break(photograph.id)]
     job = Job(config.out.with_name(f"{config.out.name}.partial"), usable, _settings(config))
     unusable = [photograph for photograph in photographs if _has_line_break(photograph.id)]
-    with _stop_on_sigterm(), _single_threaded(config):
+    with _single_threaded(config):
         if config.out.exists() and not _is_empty_folder(config.out) and not config.overwrite:
             if (report := _finished_report(config.out, job)) is not None:
                 # The last run was killed after OUT appeared, while it cleared its work away.
@@ -122,7 +125,15 @@ def main(config: PrepareConfig) -> Answer:
         if config.overwrite and job.changed_settings():
             job.clear()
         finished = job.begin()
-        _run(config, job, finished)
+        try:
+            _run(config, job, finished)
+        except KeyboardInterrupt as cause:
+            done = sum(len(job.members(shard)) for shard in job.begin())
+            raise Interrupted.by(
+                cause,
+                f"{done:,} of {len(job.photographs):,} photographs are done and kept in {job.directory}, "
+                "the same command goes on with the others",
+            ) from None
         report = _assemble(config, job, unusable, others)
         _move_into_place(job.directory, config.out)
         job.clear()
@@ -371,20 +382,3 @@ def _set_torch_threads(config: PrepareConfig, threads: int) -> int:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     return before
-
-
-@contextlib.contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """SIGTERM leaves by the same door as Ctrl-C, so that workers are stopped and the terminal is put right."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -8,16 +8,15 @@ workers outlive a killed parent.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from visard.errors import UserError
+from visard.signals import SIGNALS, held_back, leave_to_parent
 
 Report = Callable[[int], None]
 Task = Callable[[Any, Report], None]
@@ -55,7 +54,7 @@ def _run_apart(make_task: Callable[[], Task], items: Iterable[Any], processes: i
         for _ in range(processes):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, make_task), daemon=True)
-            with _ctrl_c_waits():
+            with held_back():
                 process.start()
             theirs.close()
             workers[ours] = process
@@ -81,19 +80,6 @@ def _run_apart(make_task: Callable[[], Task], items: Iterable[Any], processes: i
             process.join()
 
 
-@contextlib.contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Holds Ctrl-C back. A process started inside inherits that, so it is not hit before it has learnt to ignore it."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _obituary(process: Any) -> str:
     process.join()
     cause = "was killed (out of memory?)" if process.exitcode == -9 else f"ended with exit code {process.exitcode}"
@@ -101,7 +87,7 @@ def _obituary(process: Any) -> str:
 
 
 def _work(connection: Connection, make_task: Callable[[], Task]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    leave_to_parent(*SIGNALS)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         task = make_task()

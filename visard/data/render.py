@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from visard.console import Answer, progress
 from visard.errors import Interrupted, UserError
+from visard.signals import held_back, leave_to_parent
 
 # Images a worker makes at once.
 BLOCK = 32
@@ -89,7 +90,7 @@ def main(config: RenderConfig) -> Answer:
 
     Raises:
         UserError: OUT exists, or an unfinished OUT has other settings.
-        Interrupted: by Ctrl-C.
+        Interrupted: by Ctrl-C or SIGTERM.
     """
     if config.out.exists():
         raise UserError(f"{config.out} exists already; name another folder or remove it")
@@ -100,9 +101,10 @@ def main(config: RenderConfig) -> Answer:
             _write_records(config, images)
         else:
             _write_folder(config, images)
-    except KeyboardInterrupt:
-        rest = "nothing was left" if kind == "records" else "the same command goes on where it stopped"
-        raise Interrupted(f"interrupted; {rest}", signal.SIGINT) from None
+    except KeyboardInterrupt as cause:
+        kept = f"what is done is kept in {_partial(config)}, the same command goes on where it stopped"
+        rest = "nothing is kept of unfinished records, the same command begins anew" if kind == "records" else kept
+        raise Interrupted.by(cause, rest) from None
     value = {
         "out": str(config.out),
         "kind": kind,
@@ -135,7 +137,7 @@ def _write_records(config: RenderConfig, images: int) -> None:
 
 
 def _write_folder(config: RenderConfig, images: int) -> None:
-    partial = config.out.parent / f".{config.out.name}.partial"
+    partial = _partial(config)
     partial.mkdir(parents=True, exist_ok=True)
     settings = json.dumps(_settings(config), indent=2, sort_keys=True) + "\n"
     kept = partial / SETTINGS
@@ -163,6 +165,11 @@ def _write_folder(config: RenderConfig, images: int) -> None:
     os.replace(partial, config.out)
 
 
+def _partial(config: RenderConfig) -> Path:
+    """Where a folder is made."""
+    return config.out.parent / f".{config.out.name}.partial"
+
+
 def _true_points(config: RenderConfig, dataset: Any, indices: NDArray[np.int64]) -> NDArray[np.float32]:
     if not config.photographs:
         return dataset.all_points(indices)
@@ -182,7 +189,8 @@ def _make(config: RenderConfig, indices: NDArray[np.int64]) -> Iterator[_Made]:
         pool = _one_thread_here()
         made = map(_make_block, ((config, block) for block in blocks))
     else:
-        pool = get_context("spawn").Pool(workers, initializer=_one_thread)
+        with held_back():
+            pool = get_context("spawn").Pool(workers, initializer=_start_worker)
         made = pool.imap(_make_block, [(config, block) for block in blocks])  # type: ignore[attr-defined]
     with pool:
         for block in made:
@@ -236,9 +244,10 @@ def _settings(config: RenderConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if key not in ("out", "workers")}
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
     import torch
 
+    leave_to_parent(signal.SIGINT)  # SIGTERM is how a pool ends its workers
     torch.set_num_threads(1)
 
 
