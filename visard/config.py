@@ -166,9 +166,33 @@ class HeadConfig:
     margin: AnyMarginConfig = field(default_factory=MarginConfig, metadata={"kind": "combined"})
     subcentres: int = 1
     """Centres a class; an image belongs to the nearest of them (Sub-centre ArcFace, ECCV 2020; 3 for noisy data)."""
+    classes: Literal["replicated", "sharded"] = "replicated"
+    """Whether every process holds all class centres, or its share of them (distributed FC): the way for more than some
+    ten thousand identities, on one process too."""
+    sample_rate: float = 1.0
+    """sharded: part of the classes that a step uses, those of its images always among them (Partial FC)."""
+    unsampled: Literal["untouched", "decayed"] = "untouched"
+    """What a step does to the other classes: nothing (arXiv:2010.05222), or momentum and weight decay as if their
+    gradient were 0 (arXiv:2203.15565)."""
+    conflict_cos: float = 1.0
+    """Negatives with a larger cosine are left out of the sum: likely the same person under two names; 1 = none."""
+    products: Literal["fp32", "bf16"] = "fp32"
+    """Type that the classifier's matrix products take; sums, targets and centres stay float32."""
+    kernel: Literal["chunked", "triton"] = "chunked"
+    """What computes the softmax: plain torch, or Triton kernels (CUDA, extra `kernels`; not yet timed on a GPU)."""
 
     def __post_init__(self) -> None:
         _check(1 <= self.subcentres <= 64, f"head.subcentres is {self.subcentres}; use 1 to 64")
+        _check(0 < self.sample_rate <= 1, f"head.sample_rate is {self.sample_rate}; use above 0 to 1")
+        _check(
+            self.sample_rate == 1 or self.classes == "sharded",
+            "head.sample_rate below 1 needs head.classes sharded",
+        )
+        _check(
+            self.unsampled == "untouched" or self.sample_rate < 1,
+            "head.unsampled belongs to a head.sample_rate below 1",
+        )
+        _check(0 < self.conflict_cos <= 1, f"head.conflict_cos is {self.conflict_cos}; use above 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

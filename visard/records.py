@@ -90,6 +90,25 @@ class Batch:
         )
 
 
+@dataclass(frozen=True)
+class RowGrad:
+    """The gradient of some rows of a parameter; the optimizer leaves the others as they are.
+
+    Args:
+        rows: (R,) int64, increasing; None = all rows in order.
+        grad: (R, ...) the gradient of those.
+        others_decay: the other rows have a gradient of 0, so that momentum and weight decay move them (Partial FC's
+            second version); False = they are not touched (its first).
+    """
+
+    rows: torch.Tensor | None
+    grad: torch.Tensor
+    others_decay: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.rows is None or self.rows.shape == self.grad.shape[:1], (self.rows.shape, self.grad.shape)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """What must travel with weights so that they give the same embeddings anywhere: `spec.json`.

@@ -42,7 +42,7 @@ def test_loss_is_the_mean_over_the_step(head: FullHead) -> None:
     expected = margin_softmax_whole(
         emb, head.weight, batch.labels, margin_of(MarginConfig(m2=0.4)), scale=16.0, denominator=4
     )
-    assert torch.equal(loss, expected.loss)
+    torch.testing.assert_close(loss, expected.loss)
     assert logs["cos_target"].item() == pytest.approx(expected.cos.sum().item() / 3)
     assert set(logs) == {"cos_target", "accuracy", "embedding_norm"}
     assert not any(value.requires_grad for value in logs.values())

@@ -270,7 +270,7 @@ class _Classes(torch.autograd.Function):
         kept = n.unit_ND.new_empty(len(emb_ND) * n.classes * n.centres, dtype=n.products) if keep else None
         sums = job.settings.pieces.sums(n, kept)
         # Shards' pieces: the largest of the largest, and sums relative to it.
-        largest_N = part.most(sums.largest_N)
+        largest_N = part.most(sums.largest_N.clone())
         share_N = sums.total_N * (sums.largest_N - largest_N).exp()
         total_N = part.add(share_N.to(n.unit_ND.dtype)).to(share_N.dtype)
         nearest_N = part.most(sums.nearest_N)

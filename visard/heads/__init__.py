@@ -1,1 +1,24 @@
-"""Package."""
+"""Embeddings and batch -> loss. `build_head` makes the head that a configuration describes."""
+
+from __future__ import annotations
+
+from visard.config import HeadConfig
+from visard.heads.base import Head
+from visard.heads.full import FullHead
+from visard.heads.sharded import ShardedHead
+
+CLASSES = {"replicated": FullHead, "sharded": ShardedHead}
+
+
+def build_head(num_classes: int, embedding_dim: int, config: HeadConfig) -> Head:
+    """The head that `config` describes, with new centres drawn from torch's generator.
+
+    Args:
+        num_classes: C, over all processes.
+        embedding_dim: D.
+        config: see `HeadConfig`.
+
+    Raises:
+        UserError: what it asks for is not there (Triton).
+    """
+    return CLASSES[config.classes](num_classes, embedding_dim, config)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from visard import dist
-from visard.records import Batch
+from visard.records import Batch, RowGrad
 
 
 class Head(nn.Module):
@@ -22,15 +22,18 @@ class Head(nn.Module):
     on the device.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self._images_global: int | None = None
 
-    def begin_step(self, images_global: int | None = None) -> None:
-        """An optimizer step begins.
+    def begin_step(self, images_global: int | None = None, labels: Tensor | None = None) -> None:
+        """An optimizer step begins. Every process calls it.
 
         Args:
-            images_global: images of the step over all processes and micro-batches; None = one batch a process.
+            images_global: images of the step over all processes and micro-batches; None = one batch of equal size a
+                process.
+            labels: (B,) int64 of all micro-batches of this process; None = of the one micro-batch that will come.
         """
         self._images_global = images_global
 
@@ -40,6 +43,18 @@ class Head(nn.Module):
     def replicated_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that every process holds whole, whose gradients the loop sums over processes: all, by default."""
         return self.parameters()
+
+    def class_rows(self) -> range:
+        """The classes whose centres this process holds: all, by default."""
+        return range(self.num_classes)
+
+    def sharded(self) -> dict[str, int]:
+        """Parameters of which this process holds some rows, by name: how many rows all processes have together."""
+        return {}
+
+    def row_gradients(self) -> dict[str, RowGrad]:
+        """The step's gradients of sharded parameters, by name: their `.grad` stays empty."""
+        return {}
 
     def images_global(self, batch: Batch) -> int:
         """Images of the present optimizer step over all processes: the denominator of the loss."""

@@ -1,22 +1,21 @@
-"""The plain head: every process holds all class centres, margin softmax over all of them.
+"""The plain head: every process holds all class centres and its own images, margin softmax over all of them.
 
 In: (B, D) embeddings, a `Batch` with labels. Out: the loss and what to log.
-Right up to some hundred thousand classes; the (B, C) logits and the replicated (C, D) weight are what limits it.
+Right up to some ten thousand classes: beyond, the replicated (C, D) weight, its gradient's sum over processes and its
+momentum are what limits it, and `sharded.py` is the way.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from visard.config import HeadConfig
-from visard.functional.softmax import margin_softmax_whole
+from visard.functional.softmax_chunked import margin_softmax
 from visard.heads.base import Head
+from visard.heads.centres import draw_seed, new_centres
 from visard.heads.margin import HeadMargin
+from visard.heads.softmax import means_of, settings_of
 from visard.records import Batch
-
-INIT_STD = 0.01
-"""Standard deviation of new class centres, as in arcface_torch; only their direction matters to the loss."""
 
 
 class FullHead(Head):
@@ -29,15 +28,16 @@ class FullHead(Head):
     """
 
     def __init__(self, num_classes: int, embedding_dim: int, config: HeadConfig) -> None:
-        super().__init__()
-        centres = (num_classes,) if config.subcentres == 1 else (num_classes, config.subcentres)
-        self.weight = nn.Parameter(torch.empty(*centres, embedding_dim).normal_(0.0, INIT_STD))
+        super().__init__(num_classes)
+        shape = (embedding_dim,) if config.subcentres == 1 else (config.subcentres, embedding_dim)
+        self.weight = nn.Parameter(new_centres(range(num_classes), shape, draw_seed()))
         self.scale = config.margin.scale
         self.margin = HeadMargin(config.margin)
+        self.settings = settings_of(config)
 
-    def begin_step(self, images_global: int | None = None) -> None:
+    def begin_step(self, images_global: int | None = None, labels: Tensor | None = None) -> None:
         """See `Head`; the margin's statistics of the step begin anew."""
-        super().begin_step(images_global)
+        super().begin_step(images_global, labels)
         self.margin.begin_step()
 
     def after_step(self) -> None:
@@ -51,7 +51,7 @@ class FullHead(Head):
             embeddings: (B, D), any float type, not normalised.
             batch: with labels (B,), -1 = unlabelled.
         """
-        output = margin_softmax_whole(
+        output = margin_softmax(
             embeddings,
             self.weight,
             batch.labels,
@@ -60,12 +60,7 @@ class FullHead(Head):
             denominator=self.images_global(batch),
             state=self.margin.state(),
             total=self.margin.total,
+            settings=self.settings,
         )
         self.margin.remember(output.state)
-        labelled = (batch.labels >= 0).sum().clamp(min=1)
-        logs = {
-            "cos_target": output.cos.sum() / labelled,
-            "accuracy": output.correct.sum() / labelled,
-            "embedding_norm": embeddings.detach().float().norm(dim=1).mean(),
-        }
-        return output.loss, logs
+        return output.loss, means_of(output, embeddings, batch.labels, slice(0, len(batch)))

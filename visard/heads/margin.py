@@ -27,10 +27,12 @@ class HeadMargin(nn.Module):
 
     Args:
         config: which margin.
+        all_images_here: every process computes the margin of all processes' images, so sums need no others.
     """
 
-    def __init__(self, config: AnyMarginConfig) -> None:
+    def __init__(self, config: AnyMarginConfig, *, all_images_here: bool = False) -> None:
         super().__init__()
+        self._all_images_here = all_images_here
         self.function = margin_of(config)
         for name, value in first_state(config).items():
             self.register_buffer(name, value)
@@ -50,7 +52,9 @@ class HeadMargin(nn.Module):
 
         Every process calls this for each micro-batch: it waits for the others. Processes are summed, never averaged.
         """
-        micro_batch_K = dist.all_reduce_sum(sums_K.detach().clone())
+        micro_batch_K = sums_K.detach().clone()
+        if not self._all_images_here:
+            dist.all_reduce_sum(micro_batch_K)
         self._sums = micro_batch_K if self._sums is None else self._sums + micro_batch_K
         return self._sums
 

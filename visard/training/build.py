@@ -23,8 +23,7 @@ from visard.data.sampler import build_sampler
 from visard.data.transforms import Augment
 from visard.device import choose_float32_matmul
 from visard.errors import UserError
-from visard.heads.base import Head
-from visard.heads.full import FullHead
+from visard.heads import build_head
 from visard.records import ModelSpec
 from visard.runtime import spec_for
 from visard.training.optim import Optimizer
@@ -86,7 +85,7 @@ def build_parts(
         )
     torch.manual_seed(recipe.run.seed)
     backbone = build(recipe.backbone)
-    head: Head = FullHead(len(dataset.identities), recipe.backbone.embedding_dim, recipe.head)
+    head = build_head(len(dataset.identities), recipe.backbone.embedding_dim, recipe.head)
     spec = replace(spec_for(recipe.backbone), origin=f"visard train {recipe.name}")
     notes: tuple[str, ...] = ()
     if recipe.run.init and not resume:
@@ -105,7 +104,12 @@ def build_parts(
     state = TrainState(
         backbone=backbone,
         head=head,
-        optimizer=Optimizer(named, recipe.optim, fp16=recipe.run.precision == "fp16"),
+        optimizer=Optimizer(
+            named,
+            recipe.optim,
+            fp16=recipe.run.precision == "fp16",
+            sharded=[f"head.{name}" for name in head.sharded()],
+        ),
         sampler=sampler,
         float32_matmul=dist.broadcast_object(choose_float32_matmul(recipe.run.float32_matmul)),
     )

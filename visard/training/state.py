@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visard import dist
 from visard.data.sampler import EpochSampler
 from visard.heads.base import Head
 from visard.training.optim import Optimizer
@@ -45,12 +46,20 @@ class TrainState:
     best_score: float = float("-inf")
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The live tensors (parameters, buffers, momentum): writing into them loads the run."""
-        return {
-            "backbone": dict(self.backbone.state_dict()),
-            "head": dict(self.head.state_dict()),
-            "momentum": self.optimizer.momentum(),
+        """The live tensors (parameters, buffers, momentum): writing into them loads the run.
+
+        Those whose rows processes share are DTensors over them, so that a checkpoint loads on any number of processes.
+        """
+        sharded = self.head.sharded()
+        head = {
+            name: dist.as_shards(tensor, sharded[name]) if name in sharded else tensor
+            for name, tensor in self.head.state_dict().items()
         }
+        momentum = self.optimizer.momentum()
+        for name, total in sharded.items():
+            if f"head.{name}" in momentum:
+                momentum[f"head.{name}"] = dist.as_shards(momentum[f"head.{name}"], total)
+        return {"backbone": dict(self.backbone.state_dict()), "head": head, "momentum": momentum}
 
     def numbers(self) -> dict[str, Any]:
         """Everything else, as JSON values."""

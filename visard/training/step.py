@@ -15,6 +15,7 @@ from torch.profiler import record_function
 from visard import dist
 from visard.records import Batch
 from visard.training.build import AUTOCAST, Parts
+from visard.training.optim import square_of
 from visard.training.parallel import sum_head_gradients
 from visard.training.state import seed_step
 
@@ -53,7 +54,7 @@ def train_step(parts: Parts, batch: Batch, lr: float, *, stop: bool = False) -> 
         pixels = parts.spec.normalise(batch.images)
         if not recipe.run.channels_last:
             pixels = pixels.contiguous()
-        state.head.begin_step(images_global=parts.images_global)
+        state.head.begin_step(images_global=parts.images_global, labels=batch.labels)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             embeddings = parts.model(pixels)
         loss, logs = state.head(embeddings, batch)
@@ -61,10 +62,13 @@ def train_step(parts: Parts, batch: Batch, lr: float, *, stop: bool = False) -> 
         state.optimizer.backward(loss)
         sum_head_gradients(state.head)
     with record_function("visard/optimizer"):
-        shared = torch.stack([loss.detach().float(), torch.full((), float(stop), device=device)])
-        # Summed: the shares of the loss make the mean over the global batch; any process's wish to stop is above 0.
+        rows = {f"head.{name}": grad for name, grad in state.head.row_gradients().items()}
+        squares = [square_of(rows)] if rows else []
+        shared = torch.stack([loss.detach().float(), torch.full((), float(stop), device=device), *squares])
+        # Summed: the shares of the loss make the mean over the global batch; any process's wish to stop is above 0;
+        # each process's rows are its own, so their squares add up too.
         dist.all_reduce_sum(shared)
-        report = state.optimizer.step(lr, shared[0])
+        report = state.optimizer.step(lr, shared[0], rows, shared[2] if rows else None)
         state.head.after_step()
     return StepNumbers(
         failed=report.failed,

@@ -1,0 +1,153 @@
+"""The head for millions of identities: class centres divided over the processes, and perhaps a sample of them a step.
+
+In: (B, D) embeddings, a `Batch` with labels. Out: the loss and what to log.
+Distributed FC (ArcFace's model parallelism; Towards Large-scale Masked Face Recognition, Sec. 2.1) with `sample_rate`
+1, Partial FC (arXiv:2010.05222) below. Process r of W holds the rows `dist.rows_of(C, r, W)` and no other ever.
+
+Every process computes the logits of all images against its own classes, so that a step costs, in bytes a process:
+the gathered embeddings, B W D x 4, and their returned gradients, as many; labels, B W x 8; target cosines, B W x 4;
+and of the softmax itself the largest logits and the sums, B W x 4 each (the paper counts the sum alone, Sec. 2.1).
+
+The gradient of the centres never goes through autograd: backward writes it into one buffer of the rows that take part,
+and `row_gradients` hands that to the optimizer, which moves those rows and leaves the others alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from visard import dist
+from visard.config import HeadConfig
+from visard.functional.softmax_chunked import Part, RowBuffer, margin_softmax
+from visard.heads.base import Head
+from visard.heads.centres import draw_seed, new_centres
+from visard.heads.margin import HeadMargin
+from visard.heads.softmax import means_of, settings_of
+from visard.records import Batch, RowGrad
+
+
+class ShardedHead(Head):
+    """Margin softmax over classes that several processes share; `weight` is this process's (C', D), or (C', K, D).
+
+    A step's sample (`sample_rate` below 1) is drawn by `begin_step` from torch's generator, which the loop sets from
+    (seed, step, rank), so it needs no state: this process's classes among the step's labels, over all processes and
+    micro-batches, and at random as many others as make up the rate. Where the step has more images than that, the
+    sample is as large as the step: how many of them are of this process's classes would have to be waited for.
+
+    Args:
+        num_classes: C, over all processes.
+        embedding_dim: D.
+        config: margin, scale, sub-centres, sample rate.
+    """
+
+    def __init__(self, num_classes: int, embedding_dim: int, config: HeadConfig) -> None:
+        super().__init__(num_classes)
+        self.rows = dist.rows_of(num_classes, dist.rank(), dist.world_size())
+        shape = (embedding_dim,) if config.subcentres == 1 else (config.subcentres, embedding_dim)
+        self.weight = nn.Parameter(new_centres(self.rows, shape, draw_seed()))
+        self.config = config
+        # Every process sees all images, so the margin's sums are over all of them already.
+        self.margin = HeadMargin(config.margin, all_images_here=True)
+        self.settings = settings_of(config)
+        self._gradient = RowBuffer()
+        self._sample: Tensor | None = None
+
+    def class_rows(self) -> range:
+        """See `Head`: this process's share."""
+        return self.rows
+
+    def sharded(self) -> dict[str, int]:
+        """See `Head`."""
+        return {"weight": self.num_classes}
+
+    def replicated_parameters(self) -> Iterator[nn.Parameter]:
+        """See `Head`: none."""
+        return iter(())
+
+    def begin_step(self, images_global: int | None = None, labels: Tensor | None = None) -> None:
+        """See `Head`; draws the step's sample of classes."""
+        super().begin_step(images_global, labels)
+        self.margin.begin_step()
+        self._gradient.clear()
+        self._sample = None
+        if labels is not None and self.config.sample_rate < 1:
+            capacity = self.capacity(len(labels))
+            self._sample = self._draw(dist.gather_rows(labels, capacity, fill=-1))
+
+    def after_step(self) -> None:
+        """See `Head`; the margin's running means go on by one step."""
+        self.margin.after_step()
+
+    def row_gradients(self) -> dict[str, RowGrad]:
+        """See `Head`."""
+        grad = self._gradient.rows().view(-1, *self.weight.shape[1:])
+        return {"weight": RowGrad(self._sample, grad, others_decay=self.config.unsampled == "decayed")}
+
+    def forward(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """This process's share of the loss, with the gradient of all processes' loss; and logs. All processes call it.
+
+        Args:
+            embeddings: (B, D), any float type, not normalised; B may differ between processes and be 0.
+            batch: with labels (B,), -1 = unlabelled.
+        """
+        capacity = self.capacity(len(batch))
+        images = dist.own_rows(len(batch), capacity)
+        labels_N = dist.gather_rows(batch.labels, capacity, fill=-1)
+        emb_ND = dist.gather_rows(embeddings.float(), capacity)
+        if self.config.sample_rate < 1 and self._sample is None:
+            assert not self._gradient.filled, "several micro-batches: hand the labels of them all to begin_step"
+            self._sample = self._draw(labels_N)
+        output = margin_softmax(
+            emb_ND,
+            self.weight,
+            labels_N,
+            self.margin.function,
+            scale=self.config.margin.scale,
+            denominator=self.images_global(batch),
+            state=self.margin.state(),
+            total=self.margin.total,
+            settings=self.settings,
+            part=Part(
+                own_class_N=self._positions(labels_N),
+                sampled_C=self._sample,
+                gradient=self._gradient,
+                images=images,
+                add=dist.all_reduce_sum,
+                most=dist.all_reduce_max,
+            ),
+        )
+        self.margin.remember(output.state)
+        return output.loss, means_of(output, embeddings, batch.labels, images)
+
+    def capacity(self, images: int) -> int:
+        """Images of a process that are gathered at most, the same on all processes.
+
+        The sampler divides a step so that shares differ by one image (`data.sampler`); without the step's size known
+        every process must have as many.
+        """
+        return images if self._images_global is None else -(-self._images_global // dist.world_size())
+
+    def _here(self, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) row of the weight here, meaningless where (N,) bool says that the class is elsewhere."""
+        return labels_N - self.rows.start, (labels_N >= self.rows.start) & (labels_N < self.rows.stop)
+
+    def _positions(self, labels_N: Tensor) -> Tensor:
+        """(N,) int64 position of each image's class among those that take part here, -1 = elsewhere."""
+        row_N, here_N = self._here(labels_N)
+        if self._sample is not None and len(self._sample):
+            row_N = torch.searchsorted(self._sample, row_N.contiguous())
+        return torch.where(here_N, row_N, -1)
+
+    def _draw(self, labels_N: Tensor) -> Tensor:
+        """(R,) int64 increasing: the classes here that take part. Nothing waits for the device."""
+        count = len(self.rows)
+        wanted = min(count, max(round(self.config.sample_rate * count), len(labels_N)))
+        row_N, here_N = self._here(labels_N)
+        # Uniform keys for all, larger ones for the labels' classes; one place more takes the labels of other processes.
+        keys = torch.rand(count + 1, device=labels_N.device)
+        keys[torch.where(here_N, row_N, count)] = 2.0
+        sample: Tensor = keys[:count].topk(wanted, sorted=False).indices.sort().values
+        return sample

@@ -1,0 +1,46 @@
+"""What the heads with a margin softmax have in common: how it is computed, and what is logged of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from visard.config import HeadConfig
+from visard.functional.softmax import SoftmaxOutput
+from visard.functional.softmax_chunked import Settings
+from visard.functional.softmax_pieces import CHUNKED
+
+
+def settings_of(config: HeadConfig) -> Settings:
+    """How a configuration computes its softmax.
+
+    Raises:
+        UserError: Triton is asked for and cannot be used here.
+    """
+    pieces = CHUNKED
+    if config.kernel == "triton":
+        from visard.kernels import triton_pieces
+
+        pieces = triton_pieces()
+    return Settings(
+        products=torch.bfloat16 if config.products == "bf16" else None,
+        conflict_cos=config.conflict_cos if config.conflict_cos < 1 else None,
+        pieces=pieces,
+    )
+
+
+def means_of(output: SoftmaxOutput, embeddings: Tensor, labels_B: Tensor, images: slice) -> dict[str, Tensor]:
+    """What a head logs: means over this process's images, as tensors on the device.
+
+    Args:
+        output: of the softmax, perhaps over the images of all processes.
+        embeddings: (B, D) of this process.
+        labels_B: (B,) of this process.
+        images: where this process's images are in the output.
+    """
+    labelled = (labels_B >= 0).sum().clamp(min=1)
+    return {
+        "cos_target": output.cos[images].sum() / labelled,
+        "accuracy": output.correct[images].sum() / labelled,
+        "embedding_norm": embeddings.detach().float().norm(dim=1).mean(),
+    }
