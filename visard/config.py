@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from visard.config_augment import AugmentConfig
-from visard.config_backbones import BackboneConfig, IResNetConfig
+from visard.config_backbones import BackboneConfig as BackboneConfig
+from visard.config_backbones import IResNetConfig as IResNetConfig
 from visard.config_backbones import IRConfig as IRConfig
 from visard.config_backbones import MobileFaceNetConfig as MobileFaceNetConfig
 from visard.config_backbones import ResNetConfig as ResNetConfig

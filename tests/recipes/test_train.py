@@ -158,6 +158,38 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert sorted(work.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def tiny(:\n    pass\n", "wrong.py, line 1: invalid syntax"),
+        ("x = 1\n  y = 2\n", "wrong.py, line 2: unexpected indent"),
+        ("x = 1\nimport no_such_module\n", "wrong.py, line 2: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("\n\nfrom visard.config import Nothing\n", "wrong.py, line 3: ImportError: cannot import name 'Nothing'"),
+        (
+            "from visard.config import *\n\ndef tiny():\n    return Recipe(name=nam)\n",
+            "wrong.py, line 4: NameError: name",
+        ),
+        (
+            "from visard.config import *\ndef tiny():\n    return Recipe(\n    name='a', optim=OptimConfig(rate=1))\n",
+            "wrong.py, line 4: TypeError: OptimConfig.__init__() got an unexpected keyword argument 'rate'",
+        ),
+        ("def tiny(size):\n    return size\n", "wrong.py: TypeError: tiny() missing 1 required positional argument"),
+        ("from visard.config import *\ndef tiny():\n    OptimConfig(lr=-1)\n", "optim.lr is -1; it must be above 0"),
+        ("x = '\0'\n", "wrong.py"),
+        ("raise SystemExit(3)\n", "wrong.py, line 1: SystemExit: 3"),
+    ],
+)
+def test_a_mistake_in_a_recipe_file_names_its_line(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("wrong.py").write_text(text)
+    assert main(["train", "wrong.py:tiny"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"visard train: {message}")
+    assert said.count("\n") == 1
+
+
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     assert "visard train RECIPE" in capsys.readouterr().out

@@ -5,9 +5,12 @@ In: a name of the table below, or `file.py:function` for one's own. Out: the rec
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from visard.config import Recipe
@@ -35,7 +38,7 @@ def recipe_function(name: str) -> Callable[[], Recipe]:
     """The function behind a recipe's name or `file.py:function`.
 
     Raises:
-        UserError: there is no such recipe, file or function.
+        UserError: there is no such recipe, file or function, or the file has a mistake: then its line is named.
     """
     if name in RECIPES:
         module_name, function_name = RECIPES[name].split(":")
@@ -51,11 +54,17 @@ def recipe_function(name: str) -> Callable[[], Recipe]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _mistakes_named(path):
+        spec.loader.exec_module(module)
     function = getattr(module, function_name, None)  # type: ignore[assignment]
     if not callable(function):
         raise UserError(f"{path}: has no function {function_name!r}")
-    return function
+
+    def recipe() -> Recipe:
+        with _mistakes_named(path):
+            return function()
+
+    return functools.wraps(function)(recipe)
 
 
 def load_recipe(name: str) -> Recipe:
@@ -68,3 +77,22 @@ def load_recipe(name: str) -> Recipe:
     if not isinstance(recipe, Recipe):
         raise UserError(f"{name}: returned {type(recipe).__name__}, a recipe function returns a visard.config.Recipe")
     return recipe
+
+
+@contextlib.contextmanager
+def _mistakes_named(path: Path) -> Iterator[None]:
+    """What goes wrong in a user's recipe file is the user's mistake: one line with file, line and what it is."""
+    loaded = str(path.absolute())
+    try:
+        yield
+    except UserError:
+        raise
+    except SyntaxError as error:
+        file = path if error.filename in (loaded, None) else error.filename  # or a module that it imports
+        where = f"{file}, line {error.lineno}" if error.lineno else file
+        raise UserError(f"{where}: {error.msg}") from error
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == loaded]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        said = " ".join(str(error).split())
+        raise UserError(f"{where}: {type(error).__name__}: {said}") from error
