@@ -13,8 +13,8 @@ from typing import Literal
 
 from visard.config_augment import AugmentConfig
 from visard.config_backbones import BackboneConfig as BackboneConfig
-from visard.config_backbones import IResNetConfig as IResNetConfig
 from visard.config_backbones import IRConfig as IRConfig
+from visard.config_backbones import IResNetConfig as IResNetConfig
 from visard.config_backbones import MobileFaceNetConfig as MobileFaceNetConfig
 from visard.config_backbones import ResNetConfig as ResNetConfig
 from visard.config_backbones import ViTConfig as ViTConfig

@@ -125,6 +125,24 @@ def test_no_server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         models.pull()
 
 
+def test_no_server_but_the_folder_serves_already(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file under one of YuNet's other names, in the folder of VISARD_MODELS or in the cache."""
+    offer(monkeypatch, "http://127.0.0.1:9/file")
+    cache.mkdir(parents=True)
+    (cache / "yunet_n_dynamic.onnx").write_bytes(b"x")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "yunet_n_640_640.onnx").write_bytes(b"x")
+    assert main(["models", "pull"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"`visard prepare` does not need it: the folder {cache} holds yunet_n_dynamic.onnx" in said
+    monkeypatch.setenv("VISARD_MODELS", str(tmp_path / "own"))
+    assert main(["models", "pull", "--to", str(tmp_path / "there")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"the folder {tmp_path}/own that VISARD_MODELS names holds yunet_n_640_640.onnx" in said
+
+
 def test_a_folder_that_cannot_be_written(
     server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

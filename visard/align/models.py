@@ -14,10 +14,11 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from visard.console import Answer, progress
+from visard.console import Answer, parse, progress
 from visard.errors import UserError
 
 
@@ -110,16 +111,44 @@ def mtcnn_paths() -> list[Path]:
     return [folder() / name for name in names]
 
 
+USAGE = """usage: visard models list
+       visard models pull [NAME ...] [--to DIR]
+
+  list     every known weights file, whether it is there, and where it would come from
+  pull     download weights and check them by SHA-256
+
+visard models pull --help shows its options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListConfig:
+    """Show every known weights file, whether it is there, and where it would come from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullConfig:
+    """Download weights and check them by SHA-256."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ()
+    """Detectors (yunet, mtcnn) or file names; all if none is given."""
+    to: Path | None = None
+    """Folder to put them in; by default where `visard prepare` looks."""
+
+
 def run(arguments: list[str]) -> Answer:
-    """`visard models list` or `visard models pull [NAME...] [--to DIR]`."""
-    answer = tyro.extras.subcommand_cli_from_dict(
-        {"list": list_weights, "pull": pull},
-        prog="visard models",
-        description="Detector weights: list what is there, pull what is not.",
-        args=arguments,
+    """`visard models`."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        return Answer({"usage": USAGE}, USAGE)
+    action, *rest = arguments or [""]
+    if action == "list":
+        parse(ListConfig, rest, command="visard models list")
+        return list_weights()
+    if action == "pull":
+        config: PullConfig = parse(PullConfig, rest, command="visard models pull")
+        return pull(config.names, config.to)
+    raise UserError(
+        "do what with models? `visard models list` shows them, `visard models pull [NAME ...]` fetches them"
     )
-    assert isinstance(answer, Answer)
-    return answer
 
 
 def list_weights() -> Answer:
@@ -139,12 +168,15 @@ def list_weights() -> Answer:
     return Answer(value={"folder": str(where), "weights": rows, "others": others}, text="\n".join(lines))
 
 
-def pull(names: tyro.conf.Positional[tuple[str, ...]] = (), to: Path | None = None) -> Answer:
-    """Download weights and check them by SHA-256.
+def pull(names: Sequence[str] = (), to: Path | None = None) -> Answer:
+    """Downloads weights and checks them by SHA-256.
 
     Args:
         names: detectors (yunet, mtcnn) or file names; all if none is given.
         to: folder to put them in; by default where `visard prepare` looks.
+
+    Raises:
+        UserError: an unknown name, another file of that name, or no whole download; the message says what else to do.
     """
     where = folder() if to is None else to
     pulled: list[str] = []
@@ -203,10 +235,12 @@ def _download(weights: Weights, path: Path) -> None:
             )
         os.replace(temporary, path)
     except urllib.error.HTTPError as error:
-        raise UserError(f"{weights.url}: the server answered {error.code} {error.reason}; {_by_hand(path)}") from error
+        raise UserError(
+            f"{weights.url}: the server answered {error.code} {error.reason}; {_instead(weights, path)}"
+        ) from error
     except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
         cause = getattr(error, "reason", error)
-        raise UserError(f"{weights.url} cannot be reached ({cause}); check the network, or {_by_hand(path)}") from error
+        raise UserError(f"{weights.url} cannot be reached ({cause}); {_instead(weights, path)}") from error
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}); choose another folder with --to"
@@ -216,8 +250,17 @@ def _download(weights: Weights, path: Path) -> None:
             temporary.unlink()
 
 
-def _by_hand(path: Path) -> str:
-    return f"fetch the file by other means, name its folder in VISARD_MODELS and keep its name {path.name}"
+def _instead(weights: Weights, path: Path) -> str:
+    """What to do where a file cannot be fetched."""
+    known = YUNET_FILES if weights.detector == "yunet" else [path.name]
+    there = [name for name in known if (folder() / name).is_file()]
+    if there:
+        named = " that VISARD_MODELS names" if os.environ.get("VISARD_MODELS") else ""
+        return f"`visard prepare` does not need it: the folder {folder()}{named} holds {there[0]}"
+    return (
+        f"check the network, or fetch the file by other means and put it there as {path}, "
+        "or name a folder that holds it in VISARD_MODELS"
+    )
 
 
 def _missing(detector: str, names: Sequence[str]) -> str:

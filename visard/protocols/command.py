@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from visard.console import Answer, say
+from visard.console import Answer, parse, say
 from visard.data.dataset import FaceDataset, open_dataset
 from visard.embed import embed_dataset, is_embeddings, load_embeddings
 from visard.errors import UserError
@@ -88,7 +88,7 @@ def run(arguments: list[str]) -> Answer:
     if name not in PROTOCOLS:
         raise UserError(f"unknown protocol {name!r}; known are {', '.join(PROTOCOLS)}")
     config, line = PROTOCOLS[name]
-    return evaluate(tyro.cli(config, prog=f"visard evaluate {name}", args=rest, description=line))
+    return evaluate(parse(config, rest, command=f"visard evaluate {name}", description=line))
 
 
 def evaluate(config: PairsConfig) -> Answer:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from visard.console import Answer
+from visard.console import Answer, parse
 from visard.data.dataset import open_dataset
 from visard.embed import load_embeddings
 from visard.errors import UserError
@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> Answer:
         raise UserError(
             "do what with pairs? `visard pairs make DATA OUT.txt` draws them; `visard pairs --help` says more"
         )
-    return make(tyro.cli(MakePairsConfig, prog="visard pairs make", args=arguments[1:], description=__doc__))
+    return make(parse(MakePairsConfig, arguments[1:], command="visard pairs make"))
 
 
 def make(config: MakePairsConfig) -> Answer:
