@@ -1,31 +1,36 @@
-"""Crops to batches on one core: the loader against bare JPEG decoding (floor) and the per-image way (peer).
+"""Crops to batches on one core: the loader against bare JPEG decoding (floor) and the per-image ways (peers).
 
     python benchmarks/loader.py [DATA] [--images 2048] [--batch 128] [--rounds 9]
 
-The per-image way is what most training code does: decode, mirror, to float, normalise, transpose, one image at a
-time, then stack. Ours stops at uint8, as the device normalises. Decoding is measured twice: each crop thrown away (it
-never leaves the cache) and a batch of crops kept, as anything that makes batches must; the aim is against the first.
-DATA is a prepared data set or .rec file; without one, crops of noise with the JPEG size of real ones are made (about
-6 kB at 112 px). Rounds alternate; the medians of the rounds' ratios are printed.
+The floor is the faster of OpenCV and simplejpeg, decoding the images of the loader's epoch from memory in the loader's
+order, each crop thrown away. The per-image way is what most training code does: decode, mirror, to float, normalise,
+transpose, one image at a time, then stack; on arrays, and by PIL, ToTensor and Normalize as arcface_torch does it.
+Ours stops at uint8, as the device normalises; it is measured in a thread of this process and in one loader process,
+all on the same core. DATA is a prepared data set or .rec file; without one, crops of noise with the JPEG size of real
+ones are made (about 6 kB at 112 px). Rounds alternate; printed are medians by the clock and of the rounds' ratios;
+"cpu" is processor time (of this process), which a busy neighbour disturbs least.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from visard.config import DataConfig
 from visard.data.dataset import RecordDataset
+from visard.data.decode import simplejpeg
 from visard.data.loader import Loader
 from visard.data.sampler import EpochSampler
 from visard.data.transforms import SampleRandom
@@ -57,66 +62,96 @@ def main() -> None:
 def measure(data: RecordDataset, images: int, batch: int, rounds: int) -> None:
     """Times the ways in turn and prints what came out."""
     images = min(images, len(data)) // batch * batch
-    encoded = [np.frombuffer(data.encoded(i), np.uint8) for i in range(images)]
+    draws = endless_order(len(data), batch)
+    thread, process = endless(data, batch, 0), endless(data, batch, 1)
+    encoded: list[bytes] = []
+    order, flips = np.empty(0, np.int64), np.empty(0, bool)
     ways: dict[str, Callable[[], None]] = {
-        "decode (floor)": lambda: floor(encoded),
-        "decode, kept": lambda: kept(encoded, batch),
-        "loader": lambda: ours(data, batch, images),
-        "per image (peer)": lambda: peer(data, batch, images),
+        "decode (OpenCV)": lambda: opencv(encoded),
+        "loader": lambda: take(thread, images),
+        "loader, one process": lambda: take(process, images),
+        "per image (arrays)": lambda: peer(data, order, flips, batch),
+        "per image (PIL)": lambda: peer_pil(data, order, flips, batch),
     }
+    if simplejpeg is not None:
+        ways["decode (simplejpeg)"] = lambda: direct(encoded, data.size)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(rounds + 1):
+        order = np.concatenate([next(draws) for _ in range(images // batch)])
+        encoded = [data.encoded(i) for i in order.tolist()]
+        flips = SampleRandom(0, 0).flips([data.ids[i] for i in order.tolist()], 0.5)
         for name, way in ways.items():
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             way()
             if round_:  # the first one warms up
                 seconds[name].append(time.perf_counter() - start)
-    rates = {name: images / statistics.median(times) for name, times in seconds.items()}
-    pairs = list(zip(*seconds.values(), strict=True))
-    of_floor = statistics.median(f / o for f, _, o, _ in pairs)
-    of_kept = statistics.median(k / o for _, k, o, _ in pairs)
-    over_peer = statistics.median(p / o for _, _, o, p in pairs)
-    kilobytes = sum(map(len, encoded)) / images / 1000
-    print(f"{images} crops of {data.size} px, {kilobytes:.1f} kB each, batch {batch}, one core; medians of {rounds}")
-    for name, rate in rates.items():
-        print(f"  {name:18} {rate:8,.0f} crops/s")
-    print(f"  loader / floor     {of_floor:8.3f}   (aim at least {AIM_OF_FLOOR})")
-    print(f"  loader / kept      {of_kept:8.3f}")
-    print(f"  loader / per image {over_peer:8.2f}   (aim at least {AIM_OVER_PEER})")
-    print(
-        json.dumps(
-            {"rates": rates, "of_floor": of_floor, "of_kept": of_kept, "over_peer": over_peer, "kilobytes": kilobytes}
-        )
+                cpu[name].append(time.process_time() - start_cpu)
+    report(
+        seconds, cpu, images, f"{images} crops of {data.size} px, {sum(map(len, encoded)) / images / 1000:.1f} kB each"
     )
 
 
-def floor(encoded: list[np.ndarray]) -> None:
+def report(seconds: dict[str, list[float]], cpu: dict[str, list[float]], images: int, what: str) -> None:
+    """Rates, and the ratios that there are aims for."""
+    print(f"{what}, one core; medians of {len(seconds['loader'])} rounds")
+    rates = {name: images / statistics.median(times) for name, times in seconds.items()}
+    for name, rate in rates.items():
+        print(f"  {name:20} {rate:8,.0f} crops/s   {1e6 * statistics.median(cpu[name]) / images:6.1f} us cpu a crop")
+
+    def ratio(times: dict[str, list[float]], above: list[str], below: str) -> float:
+        rows = zip(zip(*(times[name] for name in above), strict=True), times[below], strict=True)
+        return statistics.median(min(row) / other for row, other in rows)
+
+    floors, peers = [n for n in rates if n.startswith("decode")], [n for n in rates if n.startswith("per image")]
+    ratios = {
+        "loader / floor": ratio(seconds, floors, "loader"),
+        "loader / floor (cpu)": ratio(cpu, floors, "loader"),
+        "loader, one process / floor": ratio(seconds, floors, "loader, one process"),
+        **{f"loader / {name}": ratio(seconds, [name], "loader") for name in peers},
+    }
+    for name, value in ratios.items():
+        print(f"  {name:28} {value:6.3f}   (aim at least {AIM_OF_FLOOR if 'floor' in name else AIM_OVER_PEER})")
+    print(json.dumps({"rates": rates, "ratios": ratios}))
+
+
+def opencv(encoded: list[bytes]) -> None:
     """Nothing but decoding, from memory, the result thrown away."""
     for data in encoded:
-        cv2.imdecode(data, cv2.IMREAD_COLOR)
+        cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
 
 
-def kept(encoded: list[np.ndarray], batch: int) -> None:
-    """Nothing but decoding, a batch of separate arrays kept at a time."""
-    for at in range(0, len(encoded), batch):
-        [cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) for data in encoded[at : at + batch]]
+def direct(encoded: list[bytes], size: int) -> None:
+    """The same with simplejpeg, always into the same memory."""
+    image = np.empty((size, size, 3), np.uint8)
+    for data in encoded:
+        simplejpeg.decode_jpeg(data, "RGB", buffer=image)
 
 
-def ours(data: RecordDataset, batch: int, images: int) -> None:
-    """One epoch: shuffled, mirrored, with labels, ids and points."""
-    loader = Loader(data, DataConfig(size=data.size), EpochSampler(len(data), batch, 0))
+def endless(data: RecordDataset, batch: int, processes: int) -> Iterator[object]:
+    """Batches without end; what is made ahead in one round is used in the next."""
+    loader = Loader(data, DataConfig(size=data.size, workers=processes), EpochSampler(len(data), batch, 0))
+    while True:
+        yield from loader
+
+
+def endless_order(length: int, batch: int) -> Iterator[np.ndarray]:
+    """The indices of those batches."""
+    sampler = EpochSampler(length, batch, 0)
+    for epoch in itertools.count():
+        yield from (sampler.batch(epoch, step) for step in range(sampler.steps))
+
+
+def take(batches: Iterator[object], images: int) -> None:
+    """So many images: shuffled, mirrored, with labels, ids and points."""
     done = 0
-    for loaded in loader:
-        done += len(loaded)
-        if done >= images:
-            break
+    while done < images:
+        done += len(next(batches))  # type: ignore[arg-type]
 
 
-def peer(data: RecordDataset, batch: int, images: int) -> None:
+def peer(data: RecordDataset, order: np.ndarray, flips: np.ndarray, batch: int) -> None:
     """The same crops as normalised float tensors, image by image."""
-    order = np.random.default_rng(0).permutation(len(data))[:images]
-    flips = SampleRandom(0, 0).flips([data.ids[int(i)] for i in order], 0.5)
-    for at in range(0, images, batch):
+    for at in range(0, len(order), batch):
         rows = []
         for index, flip in zip(order[at : at + batch], flips[at : at + batch], strict=True):
             image = cv2.imdecode(np.frombuffer(data.encoded(int(index)), np.uint8), cv2.IMREAD_COLOR)
@@ -126,6 +161,21 @@ def peer(data: RecordDataset, batch: int, images: int) -> None:
             pixels = image.astype(np.float32) / 255
             pixels = (pixels - 0.5) / 0.5
             rows.append(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
+        torch.stack(rows)
+
+
+def peer_pil(data: RecordDataset, order: np.ndarray, flips: np.ndarray, batch: int) -> None:
+    """The same as arcface_torch does it: decode, PIL, mirror, then torchvision's ToTensor and Normalize, restated."""
+    half = torch.full((3, 1, 1), 0.5)
+    for at in range(0, len(order), batch):
+        rows = []
+        for index, flip in zip(order[at : at + batch], flips[at : at + batch], strict=True):
+            decoded = cv2.imdecode(np.frombuffer(data.encoded(int(index)), np.uint8), cv2.IMREAD_COLOR_RGB)
+            image = Image.fromarray(decoded)
+            if flip:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
+            rows.append(pixels.sub_(half).div_(half))
         torch.stack(rows)
 
 

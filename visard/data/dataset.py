@@ -32,6 +32,7 @@ __all__ = [
     "PairBinDataset",
     "RecordDataset",
     "ShardDataset",
+    "WritingDataset",
     "open_dataset",
 ]
 
@@ -73,6 +74,14 @@ class BatchedDataset(Protocol):
 
     def images(self, indices: Int64Array) -> UInt8Array:
         """(n,) int64 -> (n, S, S, 3) uint8 RGB."""
+
+
+@runtime_checkable
+class WritingDataset(Protocol):
+    """A data set that writes crops where they belong: a copy and an allocation less for each."""
+
+    def images_into(self, indices: Int64Array, images: UInt8Array) -> None:
+        """Writes the crops of (n,) int64 into `images`, (n, S, S, 3) uint8, contiguous."""
 
 
 @runtime_checkable

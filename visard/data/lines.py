@@ -84,6 +84,19 @@ class Lines(Sequence[str]):
         start = 0 if index in (0, -len(self._ends)) else self._ends[index - 1] + 1
         return self._text[start:end].decode("utf-8", "surrogateescape")
 
+    def take(self, indices: Int64Array) -> tuple[str, ...]:
+        """`tuple(self[i] for i in indices)`, for (n,) int64 of 0 or more, in half the time."""
+        starts, ends = np.where(indices > 0, self._ends[indices - 1] + 1, 0).tolist(), self._ends[indices].tolist()
+        text = self._text
+        return tuple([text[a:b].decode("utf-8", "surrogateescape") for a, b in zip(starts, ends, strict=True)])
+
+
+def take(strings: Sequence[str], indices: Int64Array) -> tuple[str, ...]:
+    """Many strings of a sequence: `tuple(strings[i] for i in indices)`."""
+    if isinstance(strings, Lines):
+        return strings.take(indices)
+    return tuple([strings[i] for i in indices.tolist()])
+
 
 class Numbers(Sequence[str]):
     """Whole numbers as a sequence of their decimal strings.

@@ -27,8 +27,10 @@ from visard.config import DataConfig
 from visard.console import say
 from visard.data.augment import augmentation, in_order
 from visard.data.broken import readable
-from visard.data.dataset import BatchedDataset, BatchedPoints, FaceDataset
+from visard.data.dataset import BatchedDataset, BatchedPoints, FaceDataset, WritingDataset
+from visard.data.lines import take
 from visard.data.sampler import EpochSampler
+from visard.data.slots import Slots
 from visard.data.transforms import Augment, Sample, SampleRandom, mirror_points
 from visard.device import keep_freed_memory
 from visard.errors import FormatError, UserError
@@ -37,10 +39,14 @@ from visard.records import Batch, Float32Array, Int64Array, UInt8Array
 AHEAD = 2
 """Batches that are made while one is used."""
 
+HELD = 4
+"""Batches that the training may hold on to, beyond those that are being made, before more shared memory is taken."""
+
 LEAVE = getattr(signal, "SIGUSR1", None)
 """Ends a worker; where there are no such signals (Windows), a process ends its workers without asking them."""
 
-_Task = tuple[int, Int64Array, Int64Array | None]
+_Task = tuple[int, Int64Array, Int64Array | None, int | None]
+"""Epoch, indices, repeats, and where the crops go in shared memory: a slot, or None for memory of their own."""
 _MISSING = np.full((5, 2), np.nan, np.float32)
 
 
@@ -52,7 +58,7 @@ class Loader:
     interpreter; above 0 in so many processes, which stay between epochs.
 
     Args:
-        dataset: crops; `BatchedDataset.images` is used where there is one.
+        dataset: crops; `WritingDataset.images_into` or `BatchedDataset.images` is used where there is one.
         config: flip probability, augmentation and workers.
         sampler: order, seed and position.
         augment: called with each sample, after the flip and before `config.augment`, and its own generator; pickles
@@ -79,18 +85,21 @@ class Loader:
         self.broken: dict[str, int] = {}
         """What was wrong with images that were replaced (`data.broken` = "skip") -> how often."""
         self._processes: DataLoader[dict[str, Any]] | None = None
+        self._slots: Slots | None = None
         if config.workers:
+            share = -(-sampler.images_per_step // sampler.world_size)
+            self._slots = Slots(config.workers * AHEAD + HELD, share, dataset.size)
+            self._maker.slots = self._slots
             self._processes = DataLoader(
                 self._maker,
                 batch_size=None,
-                sampler=_Tasks(sampler),
+                sampler=_Tasks(sampler, self._slots),
                 num_workers=config.workers,
                 multiprocessing_context=_processes_context(),
                 collate_fn=_as_it_is,
                 worker_init_fn=_start_worker,
                 persistent_workers=True,
                 prefetch_factor=AHEAD,
-                pin_memory=pin_memory,
                 # its own generator: otherwise each epoch takes a number from torch's, and a resumed run differs
                 generator=torch.Generator().manual_seed(0),
             )
@@ -100,11 +109,22 @@ class Loader:
         return self.sampler.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        tasks = _Tasks(self.sampler)
-        for fields in _ahead(self._make, tasks) if self._processes is None else _started(self._processes):
+        for fields in self._fields():
             self.sampler.advance()
             self._count(fields.pop("broken", ()))
             yield _batch(fields)
+
+    def _fields(self) -> Iterator[dict[str, Any]]:
+        if self._processes is None:
+            return _ahead(self._make, _Tasks(self.sampler))
+        received = map(self._received, _started(self._processes))
+        return _ahead(_pinned, received) if self._pin_memory else received
+
+    def _received(self, fields: dict[str, Any]) -> dict[str, Any]:
+        slot = fields.pop("slot", None)
+        if slot is not None and self._slots is not None:
+            fields["images"] = self._slots.hand_out(slot, len(fields["ids"]))
+        return fields
 
     def _count(self, problems: Iterable[str]) -> None:
         for problem in problems:
@@ -114,9 +134,7 @@ class Loader:
 
     def _make(self, task: _Task) -> dict[str, Any]:
         fields = self._maker[task]
-        if self._pin_memory:
-            fields = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in fields.items()}
-        return fields
+        return _pinned(fields) if self._pin_memory else fields
 
 
 def batches(dataset: FaceDataset, batch_size: int) -> Iterator[Batch]:
@@ -127,13 +145,17 @@ def batches(dataset: FaceDataset, batch_size: int) -> Iterator[Batch]:
     """
     maker = _BatchMaker(dataset, 0, 0.0, None)
     starts = range(0, len(dataset), batch_size)
-    tasks = ((0, np.arange(at, min(at + batch_size, len(dataset))), None) for at in starts)
+    tasks = ((0, np.arange(at, min(at + batch_size, len(dataset))), None, None) for at in starts)
     for fields in _ahead(maker.__getitem__, tasks):
         yield _batch(fields)
 
 
 class _BatchMaker(Dataset[dict[str, Any]]):
-    """(epoch, indices, repeats) -> the fields of a batch; the same in a thread and in a worker process."""
+    """A task -> the fields of a batch as arrays; the same in a thread and in a loader process.
+
+    Attributes:
+        slots: where crops are written to in a loader process.
+    """
 
     def __init__(
         self,
@@ -146,6 +168,7 @@ class _BatchMaker(Dataset[dict[str, Any]]):
     ) -> None:
         self._dataset, self._seed, self._flip_probability, self._augment = dataset, seed, flip_probability, augment
         self._skip_broken = skip_broken
+        self.slots: Slots | None = None
         self._labels: Int64Array | None = None  # asked for once in each process: some data sets compute them
         self._random = SampleRandom(seed, 0)
 
@@ -156,15 +179,15 @@ class _BatchMaker(Dataset[dict[str, Any]]):
             except FormatError:
                 if not self._skip_broken:
                     raise
-                epoch, indices, repeats = task
+                epoch, indices, repeats, slot = task
                 indices, problems = readable(self._dataset, indices)
-                return self._make(epoch, indices, repeats) | {"broken": [str(problem) for problem in problems]}
+                return self._make(epoch, indices, repeats, slot) | {"broken": [str(problem) for problem in problems]}
         except UserError as error:  # DataLoader would wrap it in a traceback; `_batch` raises it in the loop
             return {"error": error}
 
-    def _make(self, epoch: int, indices: Int64Array, repeats: Int64Array | None) -> dict[str, Any]:
+    def _make(self, epoch: int, indices: Int64Array, repeats: Int64Array | None, slot: int | None) -> dict[str, Any]:
         dataset = self._dataset
-        ids = tuple(dataset.ids[i] for i in indices.tolist())
+        ids = take(dataset.ids, indices)
         if self._labels is None:
             self._labels = dataset.labels
         labels = self._labels[indices]
@@ -174,7 +197,11 @@ class _BatchMaker(Dataset[dict[str, Any]]):
         # an image that an epoch draws again is mirrored and augmented anew
         streams = ids if repeats is None else tuple(f"{i}\n{n}" if n else i for i, n in zip(ids, repeats, strict=True))
         flipped = random.flips(streams, self._flip_probability)
-        images = _images(dataset, indices, flipped)
+        if slot is None or self.slots is None:
+            images = np.empty((len(indices), dataset.size, dataset.size, 3), np.uint8)
+        else:
+            images = self.slots.rows(slot, len(indices))
+        _write_images(dataset, indices, flipped, images)
         points = _points(dataset, indices)
         if points is not None:
             points[flipped] = mirror_points(points[flipped], dataset.size)
@@ -186,42 +213,39 @@ class _BatchMaker(Dataset[dict[str, Any]]):
                 images[i] = sample.image
                 if points is not None:
                     points[i] = _MISSING if sample.points is None else sample.points
-        return {
-            "images": torch.from_numpy(images),
-            "labels": torch.from_numpy(labels),
-            "ids": ids,
-            "flipped": torch.from_numpy(flipped),
-            "points": None if points is None else torch.from_numpy(points),
-        }
+        made = {"labels": labels, "ids": ids, "flipped": flipped, "points": points}
+        return made | ({"images": images} if slot is None else {"slot": slot})
 
 
 class _Tasks(Sampler[_Task]):
-    """The steps that are left of the sampler's epoch, when the iteration begins."""
+    """The steps that are left of the sampler's epoch, when the first of them is asked for."""
 
-    def __init__(self, sampler: EpochSampler) -> None:
-        self._sampler = sampler
+    def __init__(self, sampler: EpochSampler, slots: Slots | None = None) -> None:
+        self._sampler, self._slots = sampler, slots
 
     def __iter__(self) -> Iterator[_Task]:
-        epoch, step = self._sampler.epoch, self._sampler.step
-        steps = range(step, self._sampler.steps)
-        return ((epoch, self._sampler.batch(epoch, k), self._sampler.repeats(epoch, k)) for k in steps)
+        sampler, slots = self._sampler, self._slots
+        if slots is not None:  # DataLoader asks once its processes have done, or thrown away, what they had to do
+            slots.reclaim()
+        epoch = sampler.epoch
+        for step in range(sampler.step, sampler.steps):
+            indices = sampler.batch(epoch, step)
+            slot = None if slots is None else slots.reserve(len(indices))
+            yield epoch, indices, sampler.repeats(epoch, step), slot
 
 
-def _images(dataset: FaceDataset, indices: Int64Array, flipped: NDArray[np.bool_]) -> UInt8Array:
-    """(B, S, S, 3) uint8, mirrored where `flipped`."""
-    if isinstance(dataset, BatchedDataset):
-        images = dataset.images(indices)
-        for row in np.flatnonzero(flipped):
-            images[row] = images[row, :, ::-1].copy()
-        return images
-    images = np.empty((len(indices), dataset.size, dataset.size, 3), np.uint8)
-    mirrored = np.empty(
-        images.shape[1:], np.uint8
-    )  # stays in the cache: mirroring straight into the batch takes longer
-    for i, index in enumerate(indices.tolist()):
-        image = dataset.image(index)
-        images[i] = cv2.flip(image, 1, dst=mirrored) if flipped[i] else image
-    return images
+def _write_images(dataset: FaceDataset, indices: Int64Array, flipped: NDArray[np.bool_], images: UInt8Array) -> None:
+    """Writes the crops into `images`, (B, S, S, 3) uint8, mirrored where `flipped`."""
+    if isinstance(dataset, WritingDataset):
+        dataset.images_into(indices, images)
+    elif isinstance(dataset, BatchedDataset):
+        images[...] = dataset.images(indices)
+    else:
+        for index, image in zip(indices.tolist(), images, strict=True):
+            image[...] = dataset.image(index)
+    for row in np.flatnonzero(flipped).tolist():
+        image = images[row]
+        cv2.flip(image, 1, dst=image)
 
 
 def _points(dataset: FaceDataset, indices: Int64Array) -> Float32Array | None:
@@ -253,10 +277,15 @@ def _ahead(make: Callable[[_Task], dict[str, Any]], tasks: Iterable[_Task]) -> I
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _pinned(fields: dict[str, Any]) -> dict[str, Any]:
+    """Arrays as tensors in page-locked memory."""
+    return {k: torch.from_numpy(v).pin_memory() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
+
+
 def _batch(fields: dict[str, Any]) -> Batch:
     if "error" in fields:
         raise fields["error"]
-    return Batch(**{**fields, "ids": tuple(fields["ids"])})  # DataLoader's pinning makes a list of a tuple
+    return Batch(**{k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in fields.items()})
 
 
 def _as_it_is(fields: Any) -> Any:

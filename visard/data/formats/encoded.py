@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visard.data.decode import decode, image_size
+from visard.data.decode import decode, decode_into, image_size
 from visard.errors import FormatError, UserError
 from visard.records import Float32Array, Int64Array, UInt8Array
 
@@ -51,6 +51,12 @@ class EncodedDataset(ABC):
         """(S, S, 3) uint8 RGB."""
         path, offset = self.where(index)
         return decode(self.encoded(index), self.size, self._resize, path, offset)
+
+    def images_into(self, indices: Int64Array, images: UInt8Array) -> None:
+        """Writes the crops of (n,) indices into `images`, (n, S, S, 3) uint8, contiguous."""
+        for index, image in zip(indices.tolist(), images, strict=True):
+            path, offset = self.where(index)
+            decode_into(image, self.encoded(index), self._resize, path, offset)
 
     def points(self, index: int) -> Float32Array | None:
         """(5, 2) float32 landmarks in crop pixels, or None."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from visard.data import array_cache
-from visard.data.decode import decode
+from visard.data.decode import decode_into
 from visard.data.formats.encoded import EncodedDataset, scale_points
 from visard.data.lines import Lines, Numbers
 from visard.data.npy import map_npy
@@ -77,9 +77,10 @@ class RecordDataset(EncodedDataset):
     def where(self, index: int) -> tuple[Path, int | None]:
         return self._file.path, int(self._offsets[index])
 
-    def image(self, index: int) -> UInt8Array:
-        offset = int(self._offsets[index])
-        return decode(self._file.image(offset), self.size, self._resize, self._file.path, offset)
+    def images_into(self, indices: Int64Array, images: UInt8Array) -> None:
+        file, path, resize = self._file, self._file.path, self._resize
+        for offset, image in zip(self._offsets[indices].tolist(), images, strict=True):
+            decode_into(image, file.image(offset), resize, path, offset)
 
     def all_points(self, indices: Int64Array) -> Float32Array:
         if self._points is None:
