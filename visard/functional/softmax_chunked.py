@@ -35,8 +35,9 @@ class Settings:
     """How `margin_softmax` computes, and which negatives count.
 
     Args:
-        products: type that matrix products take; None = that of the rest (float32). torch.bfloat16 is faster and
-            rounds cosines to 2**-9 of their size.
+        products: type that matrix products take; None = that of the rest (float32), with losses and gradients within
+            1e-6 of float64's (by norm, s = 64). torch.bfloat16 is faster and rounds cosines to 2**-9 of their size:
+            losses within 3e-4, gradients within 0.5 % at D = 512 and 1.6 % at D = 64. A loss near 0 is less exact: 2 %.
         keep: keep the logits between forward and backward, which saves one product of four; None = where they are
             small (`KEPT_BYTES`, `KEPT_SHARE`).
         ignored_C: (C,) bool, classes that are nobody's negatives; None = none. Of the sampled ones, if there is a
@@ -149,7 +150,8 @@ def margin_softmax(
         part: see `Part`; None = all classes and images are here.
 
     Returns:
-        As the reference; `cos` and `correct` are of all images, whichever process has their class.
+        As the reference; `cos` and `correct` are of all images, whichever process has their class. Where two classes
+        are equally near but for rounding (that of the products), `correct` is chance.
     """
     settings = settings or Settings()
     part = part or Part(own_class_N=labels_N)
@@ -206,9 +208,9 @@ def _job(
     position_N = part.own_class_N.clamp(min=0)
     own_cos_N = unit_ND.new_zeros(len(unit_ND))
     nearest_N = torch.zeros_like(position_N)
-    if len(weight):
+    if len(weight if part.sampled_C is None else part.sampled_C):
         class_N = position_N if part.sampled_C is None else part.sampled_C[position_N]
-        own_NKD = weight[class_N].view(len(unit_ND), centres, -1).to(unit_ND.dtype)
+        own_NKD = weight[class_N].view(len(unit_ND), centres, weight.shape[-1]).to(unit_ND.dtype)
         cos_NK = (functional.normalize(own_NKD, dim=2, eps=NORM_FLOOR) * unit_ND.unsqueeze(1)).sum(2)
         own_cos_N, nearest_N = cos_NK.max(1)
     # One process has an image's class; the others add 0.
