@@ -14,13 +14,12 @@ ones are made (about 6 kB at 112 px). Rounds alternate; printed are medians by t
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -55,21 +54,21 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
-        path = arguments.data or made(Path(folder) / "set", arguments.images)
-        measure(RecordDataset(path), arguments.images, arguments.batch, arguments.rounds)
+        count, target = arguments.images // arguments.batch * arguments.batch, Path(folder) / "set"
+        path = copied(arguments.data, target, count) if arguments.data else made(target, count)
+        measure(RecordDataset(path), arguments.batch, arguments.rounds)
 
 
-def measure(data: RecordDataset, images: int, batch: int, rounds: int) -> None:
-    """Times the ways in turn and prints what came out."""
-    images = min(images, len(data)) // batch * batch
-    draws = endless_order(len(data), batch)
-    thread, process = endless(data, batch, 0), endless(data, batch, 1)
+def measure(data: RecordDataset, batch: int, rounds: int) -> None:
+    """Times the ways in turn, an epoch each, so that nothing is made ahead at another's cost; prints what came out."""
+    images = len(data)
+    thread, process = loader_of(data, batch, 0), loader_of(data, batch, 1)
     encoded: list[bytes] = []
     order, flips = np.empty(0, np.int64), np.empty(0, bool)
     ways: dict[str, Callable[[], None]] = {
         "decode (OpenCV)": lambda: opencv(encoded),
-        "loader": lambda: take(thread, images),
-        "loader, one process": lambda: take(process, images),
+        "loader": lambda: epoch(thread),
+        "loader, one process": lambda: epoch(process),
         "per image (arrays)": lambda: peer(data, order, flips, batch),
         "per image (PIL)": lambda: peer_pil(data, order, flips, batch),
     }
@@ -78,7 +77,8 @@ def measure(data: RecordDataset, images: int, batch: int, rounds: int) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     cpu: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(rounds + 1):
-        order = np.concatenate([next(draws) for _ in range(images // batch)])
+        sampler = thread.sampler
+        order = np.concatenate([sampler.batch(sampler.epoch, step) for step in range(sampler.steps)])
         encoded = [data.encoded(i) for i in order.tolist()]
         flips = SampleRandom(0, 0).flips([data.ids[i] for i in order.tolist()], 0.5)
         for name, way in ways.items():
@@ -128,25 +128,15 @@ def direct(encoded: list[bytes], size: int) -> None:
         simplejpeg.decode_jpeg(data, "RGB", buffer=image)
 
 
-def endless(data: RecordDataset, batch: int, processes: int) -> Iterator[object]:
-    """Batches without end; what is made ahead in one round is used in the next."""
-    loader = Loader(data, DataConfig(size=data.size, workers=processes), EpochSampler(len(data), batch, 0))
-    while True:
-        yield from loader
+def loader_of(data: RecordDataset, batch: int, processes: int) -> Loader:
+    """Shuffled, mirrored, with labels, ids and points."""
+    return Loader(data, DataConfig(size=data.size, workers=processes), EpochSampler(len(data), batch, 0))
 
 
-def endless_order(length: int, batch: int) -> Iterator[np.ndarray]:
-    """The indices of those batches."""
-    sampler = EpochSampler(length, batch, 0)
-    for epoch in itertools.count():
-        yield from (sampler.batch(epoch, step) for step in range(sampler.steps))
-
-
-def take(batches: Iterator[object], images: int) -> None:
-    """So many images: shuffled, mirrored, with labels, ids and points."""
-    done = 0
-    while done < images:
-        done += len(next(batches))  # type: ignore[arg-type]
+def epoch(loader: Loader) -> None:
+    """All of its batches once."""
+    for _ in loader:
+        pass
 
 
 def peer(data: RecordDataset, order: np.ndarray, flips: np.ndarray, batch: int) -> None:
@@ -177,6 +167,16 @@ def peer_pil(data: RecordDataset, order: np.ndarray, flips: np.ndarray, batch: i
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
             rows.append(pixels.sub_(half).div_(half))
         torch.stack(rows)
+
+
+def copied(source: Path, path: Path, images: int) -> Path:
+    """The first images of another data set."""
+    data = RecordDataset(source)
+    with DatasetWriter(path, data.size, {"made": str(source)}) as writing:
+        for i in range(min(images, len(data))):
+            label = int(data.labels[i])
+            writing.add(data.ids[i], data.identities[label], data.encoded(i), data.points(i))
+    return path
 
 
 def made(path: Path, images: int) -> Path:

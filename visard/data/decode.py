@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -47,27 +48,31 @@ def decode(data: bytes, size: int, resize: bool, path: str | Path, offset: int |
         FormatError: not a whole image.
         UserError: an image of another size.
     """
-    image = np.empty((size, size, 3), np.uint8)
-    decode_into(image, data, resize, path, offset)
-    return image
+    image = np.empty((1, size, size, 3), np.uint8)
+    decode_into(image, ((data, path, offset),), resize)
+    return image[0]
 
 
-def decode_into(image: UInt8Array, data: bytes, resize: bool, path: str | Path, offset: int | None = None) -> None:
-    """`image[...] = decode(data, len(image), ...)` without a copy of the pixels: a row of a batch is decoded in place.
+def decode_into(images: UInt8Array, files: Iterable[tuple[bytes, str | Path, int | None]], resize: bool) -> None:
+    """`images[i] = decode(*files[i])` without copying pixels: each crop is decoded where it belongs in the batch.
 
     Args:
-        image: (S, S, 3) uint8, contiguous.
-        data, resize, path, offset: see `decode`; so are the errors.
+        images: (B, S, S, 3) uint8, contiguous.
+        files: for each image its data, path and offset, see `decode`; so are the errors.
+        resize: see `decode`.
     """
-    if simplejpeg is not None and data.endswith(b"\xff\xd9"):
-        frame = data.find(_frame(len(image)), 0, 2048)
-        if frame > 0 and data.find(b"Exif", 0, frame) < 0:  # a picture with Exif may have to be turned
-            try:
-                if simplejpeg.decode_jpeg(data, "RGB", buffer=image).shape == image.shape:
-                    return
-            except ValueError:  # damaged inside: OpenCV tells what can be done with it
-                pass
-    image[...] = _decode(data, len(image), resize, path, offset)
+    size = images.shape[1]
+    frame, shape = _frame(size), (size, size, 3)
+    for image, (data, path, offset) in zip(images, files, strict=True):
+        if simplejpeg is not None and data.endswith(b"\xff\xd9"):
+            at = data.find(frame, 0, 2048)
+            if at > 0 and data.find(b"Exif", 0, at) < 0:  # a picture with Exif may have to be turned
+                try:
+                    if simplejpeg.decode_jpeg(data, "RGB", False, False, 0, 0, 1.0, image).shape == shape:
+                        continue
+                except ValueError:  # damaged inside: OpenCV tells what can be done with it
+                    pass
+        image[...] = _decode(data, size, resize, path, offset)
 
 
 def check(data: bytes, size: int, resize: bool, path: str | Path, offset: int | None = None) -> None:

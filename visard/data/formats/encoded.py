@@ -54,9 +54,7 @@ class EncodedDataset(ABC):
 
     def images_into(self, indices: Int64Array, images: UInt8Array) -> None:
         """Writes the crops of (n,) indices into `images`, (n, S, S, 3) uint8, contiguous."""
-        for index, image in zip(indices.tolist(), images, strict=True):
-            path, offset = self.where(index)
-            decode_into(image, self.encoded(index), self._resize, path, offset)
+        decode_into(images, ((self.encoded(i), *self.where(i)) for i in indices.tolist()), self._resize)
 
     def points(self, index: int) -> Float32Array | None:
         """(5, 2) float32 landmarks in crop pixels, or None."""

@@ -78,9 +78,7 @@ class RecordDataset(EncodedDataset):
         return self._file.path, int(self._offsets[index])
 
     def images_into(self, indices: Int64Array, images: UInt8Array) -> None:
-        file, path, resize = self._file, self._file.path, self._resize
-        for offset, image in zip(self._offsets[indices].tolist(), images, strict=True):
-            decode_into(image, file.image(offset), resize, path, offset)
+        decode_into(images, self._file.images(self._offsets[indices].tolist()), self._resize)
 
     def all_points(self, indices: Int64Array) -> Float32Array:
         if self._points is None:
