@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from visard.errors import UserError
+from visard.wording import unknown_option, usage_of, wording
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -135,6 +135,8 @@ def parse(kind: Any, arguments: list[str], *, command: str, description: str | N
     """
     import tyro
 
+    if found := unknown_option(kind, arguments):
+        raise UserError(f"{found}; `{command} --help` lists all")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -142,14 +144,10 @@ def parse(kind: Any, arguments: list[str], *, command: str, description: str | N
     except SystemExit as ended:
         if not ended.code:
             raise
-        raise UserError(f"{first_sentence(said.getvalue()).rstrip('.')}; `{command} --help` explains all") from None
-
-
-def first_sentence(box: str) -> str:
-    """What tyro's frame says under its title; without UTF-8 the frame is drawn in other characters."""
-    parts = [" ".join(re.sub("[│|╭╮╰╯]", " ", part).split()) for part in re.split("[─-]{4,}", box)]
-    said = [part for part in parts if part]
-    return said[1] if len(said) > 1 else " ".join(box.split())
+        usage, positional = usage_of(kind, command)
+        raise UserError(
+            f"{wording(said.getvalue(), usage=usage, positional=positional)}; `{command} --help` explains all"
+        ) from None
 
 
 def say(text: str) -> None:

@@ -6,6 +6,7 @@ In: a name of the table below, or `file.py:function` for one's own. Out: the rec
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import importlib
 import importlib.util
@@ -46,7 +47,10 @@ def recipe_function(name: str) -> Callable[[], Recipe]:
         return function
     file, colon, function_name = name.rpartition(":")
     if not colon or not file.endswith(".py"):
-        raise UserError(f"recipe {name!r} is unknown; known are {', '.join(RECIPES)}, or give file.py:function")
+        meant = "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(name, RECIPES, 1))
+        raise UserError(
+            f"recipe {name!r} is unknown{meant}; `visard recipes` lists them; one's own is file.py:function"
+        )
     path = Path(file)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import io
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +21,11 @@ from typing import Any
 
 from visard.config import BackboneConfig, DataConfig, HeadConfig, Recipe, from_dict, to_dict
 from visard.config_augment import preset
-from visard.console import Answer, first_sentence, say
+from visard.console import Answer, say
 from visard.errors import UserError
-from visard.recipes import RECIPES, load_recipe
+from visard.recipes import load_recipe
 from visard.recipes.whereabouts import anchored, located
+from visard.wording import wording
 
 USAGE = """usage: visard train RECIPE [options] [--section.field value ...]
        visard train --resume RUN [options]
@@ -43,6 +46,12 @@ options:
   --profile           time some steps, print where it goes, write RUN/profile/trace.json, and end
   --json              print the answer as JSON
 """
+
+
+SHORTCUTS = (
+    *("--data", "--out", "--resume", "--init", "--device", "--augment", "--val", "--epochs"),
+    *("--dry-run", "--overfit-batch", "--profile"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +91,9 @@ def parse(arguments: list[str]) -> Request | None:
     if name is None and shortcuts.resume is None:
         if asked_for_help:
             return None
-        raise UserError(f"name a recipe ({', '.join(RECIPES)}, file.py:function), or --resume RUN; --help says more")
+        raise UserError(
+            "train what? `visard recipes` lists the recipes: visard train RECIPE, or file.py:function, or --resume RUN"
+        )
     if asked_for_help:
         print(USAGE)
     if shortcuts.resume is None:
@@ -119,7 +130,9 @@ def _shortcuts() -> argparse.ArgumentParser:
 
 class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        raise UserError(message)
+        message = re.sub(r"argument (--\w+): expected .*", r"\1 needs a value behind it", message)
+        message = re.sub(r"argument (--\w+): invalid float value: '(.*)'", r"\1 \2: expected a number", message)
+        raise UserError(f"{message}; `visard train --help` explains all")
 
 
 def _override(recipe: Recipe, overrides: list[str]) -> Recipe:
@@ -141,10 +154,28 @@ def _override(recipe: Recipe, overrides: list[str]) -> Recipe:
     except SystemExit as ended:
         if ended.code == 0:
             raise
-        raise UserError(first_sentence(said.getvalue())) from None
+        raise UserError(f"{wording(said.getvalue())}; `visard train {recipe.name} --help` lists all fields") from None
     if unknown:
-        raise UserError(f"unknown option {unknown[0]!r}; `visard train {recipe.name} --help` lists all fields")
+        raise UserError(f"{_of_unknown(unknown[0], recipe)}; `visard train {recipe.name} --help` lists all fields")
     return changed
+
+
+def _of_unknown(word: str, recipe: Recipe) -> str:
+    """What to say of a word that is no option: a misspelt one is guessed."""
+    option = word.partition("=")[0]
+    if not option.startswith("-"):
+        return f"{word!r} is one argument too many (the recipe comes first, options have --)"
+    meant = difflib.get_close_matches(option.replace("_", "-"), [*_option_names(to_dict(recipe)), *SHORTCUTS], 1)
+    return f"unknown option {option}" + (f"; did you mean {meant[0]}?" if meant else "")
+
+
+def _option_names(values: dict[str, Any], prefix: str = "--") -> list[str]:
+    """`--section.field` of every field."""
+    names = []
+    for key, value in values.items():
+        name = prefix + key.replace("_", "-")
+        names += _option_names(value, f"{name}.") if isinstance(value, dict) else [name]
+    return names
 
 
 def _with_margin(recipe: Recipe, overrides: list[str]) -> Recipe:
