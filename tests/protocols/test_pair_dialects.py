@@ -169,3 +169,54 @@ def test_agedb_30_as_text_keeps_its_folds(tmp_path: Path) -> None:
     dealt = read_pairs(tmp_path / "sorted.txt", ids)
     assert np.bincount(dealt.fold[dealt.same]).tolist() == [300] * 10
     assert dealt.fold[:3].tolist() == [0, 1, 2]
+
+
+def rfw_lines(folds: int = 10, each: int = 3) -> list[str]:
+    lines = []
+    for fold in range(folds):
+        lines += [f"m.0{fold}x\t{k + 1}\t{k + 2}" for k in range(each)]
+        lines += [f"m.0{fold}x\t{k + 1}\tm.0{fold}y\t{k + 1}" for k in range(each)]
+    return lines
+
+
+def test_rfw_is_lfw_without_a_header(tmp_path: Path) -> None:
+    path = tmp_path / "African_pairs.txt"
+    path.write_text("\n".join(rfw_lines()) + "\n")
+    ids = [f"African/m.0{f}{w}/m.0{f}{w}_{k:04d}.jpg" for f in range(10) for w in "xy" for k in range(1, 5)]
+    pairs = read_pairs(path, ids)
+    found = named(pairs, ids)
+    assert len(found) == 60
+    assert found[1] == ("African/m.00x/m.00x_0002.jpg", "African/m.00x/m.00x_0003.jpg", True, 0)
+    assert found[9] == ("African/m.01x/m.01x_0001.jpg", "African/m.01y/m.01y_0001.jpg", False, 1)
+    assert np.bincount(pairs.fold).tolist() == [6] * 10
+    assert np.bincount(pairs.fold, pairs.same).tolist() == [3] * 10
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("m.00x\t1\tm.00y", "line 2: an image number is no whole number"),
+        ("m.00x\t1", "line 2: expected 4 words"),
+        ("m.00x\tone\tm.00y\t2", "line 2: an image number is no whole number"),
+    ],
+)
+def test_a_damaged_line_of_rfw_is_named(tmp_path: Path, line: str, problem: str) -> None:
+    lines = rfw_lines()
+    lines[1] = line
+    (tmp_path / "pairs.txt").write_text("\n".join(lines))
+    with pytest.raises(FormatError, match=problem):
+        read_pairs(tmp_path / "pairs.txt", [])
+
+
+def test_an_own_list_of_numbered_images_is_not_taken_for_rfw(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("1 2 1\n3 4 0\n1 3 0\n2 1 1\n")
+    pairs = read_pairs(tmp_path / "own.txt", ["1", "2", "3", "4"], folds=2)
+    assert pairs.same.tolist() == [True, False, False, True]
+    (tmp_path / "own.txt").write_text("1 2 1 0\n3 4 0 0\n1 3 0 1\n2 1 1 1\n")
+    assert read_pairs(tmp_path / "own.txt", ["1", "2", "3", "4"]).fold.tolist() == [0, 0, 1, 1]
+
+
+def test_matlab_splits_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "04_FINAL_protocol_30_years.mat").write_bytes(b"MATLAB 5.0 MAT-file\x00\x01IM\xff\xfe")
+    with pytest.raises(FormatError, match=r"MATLAB file.*agedb_30\.bin"):
+        read_pairs(tmp_path / "04_FINAL_protocol_30_years.mat", [])

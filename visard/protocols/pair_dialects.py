@@ -6,6 +6,7 @@ In: a file, or CFP's folder of folds. Out: `Listed`. Errors name the file, the l
 |---|---|---|
 | LFW pairs.txt, pairsDevTrain, pairsDevTest | first line: one or two whole numbers | the header's; if one: dealt out |
 | CFP Protocol/Split/FF and FP | a folder | its numbered folders |
+| RFW RACE_pairs.txt | first line: `name n1 n2`, no header | equal blocks |
 | CALFW, CPLFW | first line: `image number` | the genuine pairs' numbers, or blocks |
 | AgeDB-30 as text, one's own | all else: `left right same [fold]` or CSV | the column, equal blocks, or dealt out |
 """
@@ -60,7 +61,8 @@ def read_dialect(path: str | Path, folds: int) -> Listed:
         return cfp_split(path)
     lines = text_lines(path)
     first = next((line for _, line in lines if not line.startswith("#")), "")
-    return _dialect_of(first)(path, lines, folds)
+    reader = rfw_list if _is_rfw(lines) else _dialect_of(first)
+    return reader(path, lines, folds)
 
 
 def lfw_list(path: str | Path, lines: Lines, folds: int) -> Listed:
@@ -84,23 +86,24 @@ def lfw_list(path: str | Path, lines: Lines, folds: int) -> Listed:
             f"line 1 announces 2 x {own_folds} x {count} = {expected} pairs, "
             f"but {len(lines) - 1} lines follow; fetch the file again",
         )
-    left, right = [], []
-    for position, (number, line) in enumerate(lines[1:]):
-        words = line.split("\t") if "\t" in line else line.split()
-        genuine = position // count % 2 == 0
-        if len(words) != (3 if genuine else 4):
-            kind = "3 words 'name n1 n2' (same person)" if genuine else "4 words 'name1 n1 name2 n2' (two people)"
-            raise FormatError(path, f"line {number}: expected {kind}, got {line!r}; fetch the file again")
-        names_numbers = [words[0], words[1], words[0], words[2]] if genuine else words
-        if not (names_numbers[1].isdecimal() and names_numbers[3].isdecimal()):
-            raise FormatError(
-                path, f"line {number}: an image number is no whole number in {line!r}; fetch the file again"
-            )
-        left.append(_lfw_id(names_numbers[0], names_numbers[1]))
-        right.append(_lfw_id(names_numbers[2], names_numbers[3]))
+    genuine = (position // count % 2 == 0 for position in range(expected))
+    names = [_numbered(path, *row, is_genuine) for row, is_genuine in zip(lines[1:], genuine, strict=True)]
+    left, right = [name for name, _ in names], [name for _, name in names]
     same = np.arange(expected) // count % 2 == 0
     fold = np.arange(expected, dtype=np.int64) // (2 * count) if own_folds > 1 else dealt_out(same, folds)
     return Listed(left, right, same, fold, [f"line {number}" for number, _ in lines[1:]])
+
+
+def rfw_list(path: str | Path, lines: Lines, folds: int) -> Listed:
+    """RFW's: LFW's lines without a header, genuine `name n1 n2` and impostor `name1 n1 name2 n2`, fold after fold.
+
+    Source: RACE_pairs.txt of Racial Faces in-the-Wild (Wang et al., ICCV 2019; whdeng.cn/RFW), 6,000 lines in ten folds
+    of 300 + 300, as bob.bio.face and others read them.
+    """
+    same = np.array([len(_words(line)) == 3 for _, line in lines])
+    names = [_numbered(path, *row, is_genuine) for row, is_genuine in zip(lines, same.tolist(), strict=True)]
+    where = [f"line {number}" for number, _ in lines]
+    return Listed([name for name, _ in names], [name for _, name in names], same, _equal_blocks(same, folds), where)
 
 
 def two_line_list(path: str | Path, lines: Lines, folds: int) -> Listed:
@@ -242,6 +245,12 @@ def text_lines(path: str | Path) -> Lines:
     except IsADirectoryError as error:
         raise FormatError(path, "is a folder, not a file of pairs; name the file in it") from error
     except UnicodeDecodeError as error:
+        if error.object.startswith(b"MATLAB"):
+            raise FormatError(
+                path,
+                "is a MATLAB file, as AgeDB's splits are, which visard does not read; give InsightFace's agedb_30.bin as "
+                "data instead, or write the pairs as lines 'left right same'",
+            ) from error
         raise FormatError(
             path, f"is not a text file of pairs ({error.reason}); save it as UTF-8 text", error.start
         ) from error
@@ -258,6 +267,33 @@ def _dialect_of(first: str) -> Callable[[str | Path, Lines, int], Listed]:
     if len(words) == 2 and words[1].isdecimal() and not _is_csv(first):
         return two_line_list
     return own_list
+
+
+def _is_rfw(lines: Lines) -> bool:
+    """The first line could be one's own list, too, if ids are numbers: a line of two names with a number each tells."""
+    first = _words(lines[0][1])
+    if len(first) != 3 or not (first[1].isdecimal() and first[2].isdecimal()):
+        return False
+    fours = (words for _, line in lines if len(words := _words(line)) == 4)
+    return any(
+        w[1].isdecimal() and w[3].isdecimal() and not w[2].isdecimal() and w[2].lower() not in SAME for w in fours
+    )
+
+
+def _words(line: str) -> list[str]:
+    return line.split("\t") if "\t" in line else line.split()
+
+
+def _numbered(path: str | Path, number: int, line: str, genuine: bool) -> tuple[str, str]:
+    """The two images of a line `name n1 n2` or `name1 n1 name2 n2`."""
+    words = _words(line)
+    if len(words) != (3 if genuine else 4):
+        kind = "3 words 'name n1 n2' (same person)" if genuine else "4 words 'name1 n1 name2 n2' (two people)"
+        raise FormatError(path, f"line {number}: expected {kind}, got {line!r}; fetch the file again")
+    names_numbers = [words[0], words[1], words[0], words[2]] if genuine else words
+    if not (names_numbers[1].isdecimal() and names_numbers[3].isdecimal()):
+        raise FormatError(path, f"line {number}: an image number is no whole number in {line!r}; fetch the file again")
+    return _lfw_id(names_numbers[0], names_numbers[1]), _lfw_id(names_numbers[2], names_numbers[3])
 
 
 def _lfw_id(name: str, number: str) -> str:
