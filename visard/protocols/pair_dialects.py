@@ -248,8 +248,8 @@ def text_lines(path: str | Path) -> Lines:
         if error.object.startswith(b"MATLAB"):
             raise FormatError(
                 path,
-                "is a MATLAB file, as AgeDB's splits are, which visard does not read; give InsightFace's agedb_30.bin as "
-                "data instead, or write the pairs as lines 'left right same'",
+                "is a MATLAB file, as AgeDB's splits are, which visard does not read; give InsightFace's agedb_30.bin "
+                "as data instead, or write the pairs as lines 'left right same'",
             ) from error
         raise FormatError(
             path, f"is not a text file of pairs ({error.reason}); save it as UTF-8 text", error.start
