@@ -253,6 +253,8 @@ class ScheduleConfig:
             f"schedule.milestones {self.milestones} must increase",
         )
         _check(0 < self.gamma < 1 and self.power > 0, "schedule.gamma must be between 0 and 1, schedule.power above 0")
+        _check(self.kind == "multistep" or self.gamma == 0.1, "schedule.gamma belongs to kind multistep")
+        _check(self.kind == "polynomial" or self.power == 2.0, "schedule.power belongs to kind polynomial")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,9 +290,10 @@ class RunConfig:
     """Genuine and as many impostor pairs drawn from a validation set without a pairs file."""
     init: str = ""
     """Model, run or published torch file whose weights start this run ("" = random)."""
-    init_centres: Literal["by-name", "in-order"] = "by-name"
-    """Class centres of `init`: those of identities with the same name, or all, row by row (an imported checkpoint has
-    no names: only where the data has the same identities in the same order)."""
+    init_centres: Literal["by-name", "in-order", "class-means"] = "by-name"
+    """Class centres at the start: those of `init` of identities with the same name; or all of them, row by row (an
+    imported checkpoint has no names: only where the data has the same identities in the same order); or the mean
+    embeddings that `init` gives to each identity's images, which it sees once for that."""
     tensorboard: bool = True
     wandb: str = ""
     """Project on Weights & Biases to log to, besides; "" = none. WANDB_MODE=offline is honoured."""

@@ -131,6 +131,33 @@ def embed_dataset(
     return Embeddings(vectors, tuple(dataset.ids), _labels(dataset), asdict(embedder.spec), flip)
 
 
+def class_sums(embedder: Embedder, dataset: FaceDataset, batch_size: int = 64, *, quiet: bool = False) -> Float32Array:
+    """(C, D) float32: of every class, the sum of its images' embeddings brought to length 1; streamed.
+
+    In a process group every process calls it: each embeds its share, all get the sums.
+
+    Args:
+        embedder: the model.
+        dataset: crops of the model's own size; unlabelled images are left out.
+        batch_size: images decoded and embedded at once.
+        quiet: without progress.
+
+    Raises:
+        UserError: as `embed_dataset`.
+    """
+    sums, labels = np.zeros((len(dataset.identities), embedder.spec.embedding_dim), np.float32), _labels(dataset)
+    mine = _my_share(_batches([(0, len(dataset))], batch_size))
+    with _failing_together(), progress(_title(), sum(map(len, mine)), quiet=quiet or not dist.is_main()) as bar:
+        for start, block in _blocks(embedder, dataset, "none", mine):
+            own = labels[start : start + len(block)]
+            lengths = np.linalg.norm(block, axis=1, keepdims=True).clip(min=1e-12)
+            np.add.at(sums, own[own >= 0], (block / lengths)[own >= 0])
+            bar.advance(len(block))
+    total = torch.from_numpy(sums)
+    total.copy_(dist.all_reduce_sum(total.to(_collective_device())))
+    return sums
+
+
 def embed_to_directory(
     embedder: Embedder, dataset: FaceDataset, out: Path, flip: Flip, batch_size: int, model_hash: str
 ) -> Embeddings:
@@ -305,8 +332,13 @@ def _add_up(vectors: Float32Array) -> None:
     if dist.world_size() == 1:
         return
     bits = torch.from_numpy(vectors.view(np.int32))
-    device = torch.device("cuda", torch.cuda.current_device()) if td.get_backend() == "nccl" else torch.device("cpu")
-    bits.copy_(dist.all_reduce_sum(bits.to(device)))
+    bits.copy_(dist.all_reduce_sum(bits.to(_collective_device())))
+
+
+def _collective_device() -> torch.device:
+    """Where the process group's collectives take their tensors."""
+    nccl = dist.active() and td.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
 
 @contextmanager

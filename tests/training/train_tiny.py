@@ -1,7 +1,7 @@
 """A training process for the tests of several processes and of kills: `python -m tests.training.train_tiny JSON`.
 
-JSON: out; run (overrides of RunConfig); max_steps; resume; batch_norm (false: a network without it); head (HeadConfig
-as JSON); identities and images_each of the data; delay (seconds a step, so that a kill finds the run at work).
+JSON: out; run (overrides of RunConfig); max_steps; lr; resume; batch_norm (false: a network without it); head
+(HeadConfig as JSON); identities and images_each of the data; delay (seconds a step, so that a kill finds the run at work).
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def main(options: dict[str, Any]) -> int:
         build.build = PlainNetwork  # type: ignore[assignment]
     recipe = tiny_recipe(Path(options["out"]), **options.get("run", {}))
     head = from_dict(HeadConfig, options["head"], where="head") if "head" in options else recipe.head
-    recipe = replace(with_steps(recipe, options.get("max_steps", 0)), head=head)
+    optim = replace(recipe.optim, lr=options.get("lr", recipe.optim.lr))
+    recipe = replace(with_steps(recipe, options.get("max_steps", 0)), head=head, optim=optim)
     people = tuple(f"person{i}" for i in range(options.get("identities", 6)))
     faces = PaintedFaces(identities=people, images_each=options.get("images_each", 8))
 

@@ -28,7 +28,7 @@ from visard.records import ModelSpec
 from visard.runtime import spec_for
 from visard.training.optim import Optimizer
 from visard.training.parallel import distribute
-from visard.training.start import start_from
+from visard.training.start import start_from, take_class_means
 from visard.training.state import TrainState
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -94,6 +94,8 @@ def build_parts(
     backbone, head = backbone.to(device), head.to(device)
     if recipe.run.channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.run.init and not resume and recipe.run.init_centres == "class-means":
+        notes = (*notes, take_class_means(backbone, head, spec, dataset))
     model = distribute(backbone, head, device)
     named = [(f"backbone.{name}", p) for name, p in backbone.named_parameters()]
     named += [(f"head.{name}", p) for name, p in head.named_parameters()]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim.sgd import sgd
 
 from visard.records import RowGrad
 
@@ -49,55 +50,54 @@ def step_rows(parameter: Tensor, momentum: Tensor | None, gradient: RowGrad, ste
     """torch.optim.SGD's step of `parameter[rows]` and `momentum[rows]`, the other rows untouched.
 
     Equal to SGD on those rows alone; with `gradient.others_decay` to SGD on all rows with a gradient of 0 for the
-    others.
+    others. torch's fused kernel makes the step, which divides and skips without the host.
 
     Args:
         parameter: (C, ...) float32; moved.
         momentum: (C, ...) float32; moved. None where there is none.
-        gradient: of the rows; overwritten.
+        gradient: of the rows; may be overwritten.
         step: see `RowStep`.
     """
-    if parameter.device.type == "cpu" and step.skip.item():
-        return  # free here, where the number is at hand; elsewhere the host would wait for it
-    width = max(parameter[:1].numel(), 1) if len(parameter) else 1
-    block = max(1, (BLOCK_ELEMENTS if parameter.device.type == "cpu" else BLOCK_ELEMENTS_GPU) // width)
     if gradient.rows is None:
-        for first in range(0, len(parameter), block):
-            part = slice(first, first + block)
-            _move(parameter[part], None if momentum is None else momentum[part], gradient.grad[part], step)
+        _move(parameter, momentum, gradient.grad, step)
         return
+    width = max(parameter[:1].numel(), 1)
+    block = max(1, (BLOCK_ELEMENTS if parameter.device.type == "cpu" else BLOCK_ELEMENTS_GPU) // width)
     if gradient.others_decay:
         _decay_others(parameter, momentum, gradient.rows, step, block)
+    most = min(block, len(gradient.rows))
+    values = parameter.new_empty(most, *parameter.shape[1:])
+    past = None if momentum is None else torch.empty_like(values)
     for first in range(0, len(gradient.rows), block):
-        part = slice(first, first + block)
-        rows = gradient.rows[part]
-        values = parameter[rows]
-        past = None if momentum is None else momentum[rows]
-        _move(values, past, gradient.grad[part], step)
-        parameter.index_copy_(0, rows, values)
+        rows = gradient.rows[first : first + block]
+        here = torch.index_select(parameter, 0, rows, out=values[: len(rows)])
+        here_past = None
         if momentum is not None and past is not None:
-            momentum.index_copy_(0, rows, past)
+            here_past = torch.index_select(momentum, 0, rows, out=past[: len(rows)])
+        _move(here, here_past, gradient.grad[first : first + block], step)
+        parameter.index_copy_(0, rows, here)
+        if momentum is not None and here_past is not None:
+            momentum.index_copy_(0, rows, here_past)
 
 
 def _move(values: Tensor, past: Tensor | None, gradient: Tensor, step: RowStep) -> None:
     """SGD in place, on tensors of equal shape."""
-    cpu = values.device.type == "cpu"
-    before = None if cpu else (values.clone(), None if past is None else past.clone())
-    gradient.div_(step.divisor)
-    if step.weight_decay:
-        gradient.add_(values, alpha=step.weight_decay)
-    if past is None:
-        values.add_(gradient, alpha=-step.lr)
-    else:
-        past.mul_(step.momentum).add_(gradient)
-        if step.nesterov:
-            values.add_(gradient.add_(past, alpha=step.momentum), alpha=-step.lr)
-        else:
-            values.add_(past, alpha=-step.lr)
-    if before is not None:
-        values.copy_(torch.where(step.skip > 0, before[0], values))
-        if past is not None and before[1] is not None:
-            past.copy_(torch.where(step.skip > 0, before[1], past))
+    if not values.numel():
+        return
+    sgd(
+        [values],
+        [gradient],
+        [past],
+        fused=True,
+        grad_scale=step.divisor,
+        found_inf=step.skip,
+        weight_decay=step.weight_decay,
+        momentum=step.momentum,
+        lr=step.lr,
+        dampening=0.0,
+        nesterov=step.nesterov,
+        maximize=False,
+    )
 
 
 def _decay_others(parameter: Tensor, momentum: Tensor | None, rows: Tensor, step: RowStep, block: int) -> None:

@@ -6,6 +6,7 @@ was taken. Class centres come from a run by its identities' names, or by their o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,19 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from visard import checkpoint
 from visard.backbones.published import SUFFIXES, author, colour_of, config_of, read_torch_file, take
+from visard.data.dataset import FaceDataset
+from visard.embed import class_sums
 from visard.errors import UserError
 from visard.heads.base import Head
+from visard.heads.centres import INIT_STD
 from visard.records import ModelSpec
-from visard.runtime import load_module, read_centres
+from visard.runtime import embedder_of, load_module, read_centres
 
-Matching = Literal["by-name", "in-order"]
+Matching = Literal["by-name", "in-order", "class-means"]
 
 
 def start_from(
@@ -42,7 +47,7 @@ def start_from(
         head: of the recipe; filled.
         spec: of the recipe.
         identities: names of the head's rows.
-        centres: whether centres are matched by the identities' names, or row by row.
+        centres: whether centres are matched by the identities' names, or row by row; or left for `take_class_means`.
 
     Returns:
         The spec with the start's preprocessing, and what was taken, for the log.
@@ -56,7 +61,7 @@ def start_from(
             raise UserError(
                 f"{path}: class centres are taken from a model; `visard import {path} OUT`, then --init OUT"
             )
-        return spec, (note, f"all {len(identities)} class centres are new")
+        return spec, (note,) if centres == "class-means" else (note, f"all {len(identities)} class centres are new")
     module, found = load_module(path)
     if found.backbone != spec.backbone:
         differ = ", ".join(
@@ -67,8 +72,34 @@ def start_from(
         raise UserError(f"{path}: its network differs from the recipe's: {differ}; give the recipe the same")
     backbone.load_state_dict(module.state_dict())
     spec = replace(found, origin=f"{spec.origin}, started from {path.name} ({found.origin})", visard=spec.visard)
+    weights = f"weights from {path}"
+    if centres == "class-means":
+        return spec, (weights,)
     taken = _in_order(path, head, identities) if centres == "in-order" else _by_name(path, head, identities)
-    return spec, (f"weights from {path}", taken)
+    return spec, (weights, taken)
+
+
+def take_class_means(backbone: nn.Module, head: Head, spec: ModelSpec, dataset: FaceDataset) -> str:
+    """Sets the head's centres to the mean directions that the network gives to each identity's images.
+
+    They are as long as new ones: the length of a centre does not change the loss, but how fast it turns.
+    All processes call it: each embeds its share of the images, and takes the rows of its own classes. An identity
+    without images keeps its new centre; of K sub-centres all start at the mean, with a tenth of their own differences.
+
+    Returns:
+        What was taken, for the log.
+    """
+    weight = dict(head.named_parameters())["weight"]
+    rows = head.class_rows()
+    sums = torch.from_numpy(class_sums(embedder_of(backbone, spec), dataset))
+    directions = functional.normalize(sums[rows.start : rows.stop])
+    known = directions.norm(dim=1) > 0.5
+    means = (INIT_STD * math.sqrt(directions.shape[1]) * directions).to(weight)
+    with torch.no_grad():
+        if weight.ndim == 3:
+            means = means.unsqueeze(1) + 0.1 * weight
+        weight[known] = means[known]
+    return f"class centres are the mean embeddings of {int((sums.norm(dim=1) > 0).sum())} identities' images"
 
 
 def _from_file(path: Path, backbone: nn.Module, spec: ModelSpec) -> tuple[ModelSpec, str]:
@@ -106,9 +137,9 @@ def _by_name(path: Path, head: Head, identities: Sequence[str]) -> str:
         if old.shape[1:] != weight.shape[1:]:
             shapes = f"{tuple(old.shape[1:])}, not {tuple(weight.shape[1:])}"
             return f"all {len(identities)} class centres are new (those of {path} have the shape {shapes})"
-        to, taken = map(list, zip(*pairs, strict=True))
+        here = [(row - head.class_rows().start, known) for row, known in pairs if row in head.class_rows()]
         with torch.no_grad():
-            weight[to] = old[taken].to(weight)
+            weight[[row for row, _ in here]] = old[[known for _, known in here]].to(weight)
     return f"{len(pairs)} of {len(identities)} class centres from {path} by the identities' names, the others are new"
 
 
@@ -119,13 +150,14 @@ def _in_order(path: Path, head: Head, identities: Sequence[str]) -> str:
     if weight is None or old is None:
         where = "the recipe's head" if weight is None else path
         raise UserError(f"run.init_centres is in-order, but {where} has no class centres; leave it at by-name")
-    if old.shape != weight.shape:
+    expected = (head.num_classes, *weight.shape[1:])
+    if old.shape != expected:
         raise UserError(
-            f"{path}: class centres of shape {tuple(old.shape)}, the head's are {tuple(weight.shape)}; in-order needs "
+            f"{path}: class centres of shape {tuple(old.shape)}, the head's are {expected}; in-order needs "
             "the same identities in the same order"
         )
     with torch.no_grad():
-        weight.copy_(old)
+        weight.copy_(old[head.class_rows().start : head.class_rows().stop])
     return f"all {len(identities)} class centres from {path}, in order"
 
 
