@@ -159,14 +159,14 @@ def margin_softmax(
         emb_ND = emb_ND if emb_ND.dtype == torch.float64 else emb_ND.float()
         assert part.sampled_C is None or part.gradient is not None, "sampled classes need a buffer for their gradient"
         with torch.no_grad():
-            job = _job(emb_ND, weight, labels_N, margin, scale, state or {}, total, settings, part)
+            job = job_of(emb_ND, weight, labels_N, margin, scale, state or {}, total, settings, part)
         loss, correct_N = _Classes.apply(emb_ND, weight, job, weights_N, denominator)  # type: ignore[no-untyped-call]
     return SoftmaxOutput(loss, job.own_cos_N, correct_N, job.margined.state)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
-    """A problem whose targets are known: what is left are the negatives.
+class Job:
+    """A problem whose targets are known: what is left are the negatives. `soft_targets.py` makes its two of these too.
 
     Args:
         negatives: cosines of all images to all classes here.
@@ -176,6 +176,7 @@ class _Job:
         slope_N: (N,) d margined cosine / d plain cosine.
         norm_slope_N: (N,) d margined cosine / d length of the embedding.
         regulariser_slope_N: (N,) d regulariser / d length of the embedding.
+        weight_shape: of the centres: (C, D) or (C, K, D).
     """
 
     negatives: Negatives
@@ -185,11 +186,12 @@ class _Job:
     slope_N: Tensor
     norm_slope_N: Tensor
     regulariser_slope_N: Tensor
+    weight_shape: torch.Size
     settings: Settings
     part: Part
 
 
-def _job(
+def job_of(
     emb_ND: Tensor,
     weight: Tensor,
     labels_N: Tensor,
@@ -199,7 +201,7 @@ def _job(
     total: Callable[[Tensor], Tensor],
     settings: Settings,
     part: Part,
-) -> _Job:
+) -> Job:
     """Target cosines, exactly (never in bf16), and the margin of them with its slopes."""
     unit_ND = functional.normalize(emb_ND, eps=NORM_FLOOR)
     labelled_N = labels_N >= 0
@@ -239,7 +241,7 @@ def _job(
         reg_N = margined.regulariser
         (reg_slope_N,) = (zeros_N,) if reg_N is None else _slopes(reg_N, (norm_N,), zeros_N)
     margined = Margined(margined.cos.detach(), margined.state, None if reg_N is None else reg_N.detach(), margined.hard)
-    return _Job(
+    return Job(
         negatives=replace(negatives, hard=margined.hard),
         labelled_N=labelled_N,
         own_cos_N=torch.where(labelled_N, own_cos_N, 0.0),
@@ -247,6 +249,7 @@ def _job(
         slope_N=slope_N,
         norm_slope_N=norm_slope_N,
         regulariser_slope_N=reg_slope_N,
+        weight_shape=weight.shape,
         settings=settings,
         part=part,
     )
@@ -265,10 +268,10 @@ class _Classes(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, emb_ND: Tensor, weight: Tensor, job: _Job, weights_N: Tensor | None, denominator: int
+        ctx: Any, emb_ND: Tensor, weight: Tensor, job: Job, weights_N: Tensor | None, denominator: int
     ) -> tuple[Tensor, Tensor]:
         n, part = job.negatives, job.part
-        keep = (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]) and _worth_keeping(job)
+        keep = (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]) and worth_keeping(job)
         kept = n.unit_ND.new_empty(len(emb_ND) * n.classes * n.centres, dtype=n.products) if keep else None
         sums = job.settings.pieces.sums(n, kept)
         # Shards' pieces: the largest of the largest, and sums relative to it.
@@ -285,7 +288,6 @@ class _Classes(torch.autograd.Function):
             loss_N = loss_N * weights_N
         ctx.save_for_backward(emb_ND, shift_N, gap_N.sigmoid(), weights_N)
         ctx.job, ctx.kept, ctx.denominator = job, kept, denominator
-        ctx.weight_shape, ctx.weight_dtype = weight.shape, weight.dtype
         correct_N = (nearest_N <= job.own_cos_N) & job.labelled_N
         ctx.mark_non_differentiable(correct_N)
         return (loss_N[part.images].sum() / denominator).to(emb_ND.dtype), correct_N
@@ -294,7 +296,7 @@ class _Classes(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         emb_ND, shift_N, wrong_N, weights_N = ctx.saved_tensors
-        job: _Job = ctx.job
+        job: Job = ctx.job
         n, kind = job.negatives, emb_ND.dtype
         each_N = (grad / ctx.denominator).expand(len(emb_ND))
         if weights_N is not None:
@@ -304,34 +306,56 @@ class _Classes(torch.autograd.Function):
         shift_N = torch.where(shift_N.isfinite(), shift_N, float("inf")).to(kind)
         own_N = -push_N * job.slope_N
         gradient = LogitGradient(shift_N, push_N, own_N, job.own_cos_N)
-        need_emb, need_weight = ctx.needs_input_grad[:2]
-        unit_grad_ND = torch.zeros_like(emb_ND) if need_emb else None
-        weight_grad_RD, accumulate = None, False
-        if need_weight:
-            rows, buffer = n.classes * n.centres, job.part.gradient
-            if buffer is None:
-                weight_grad_RD = emb_ND.new_empty(rows, emb_ND.shape[1])
-            else:
-                weight_grad_RD, accumulate = buffer.room(rows, emb_ND)
-        job.settings.pieces.gradients(n, gradient, ctx.kept, unit_grad_ND, weight_grad_RD, accumulate)
-        ctx.kept = None
-        weight_grad = None
-        if weight_grad_RD is not None and job.part.gradient is None:
-            weight_grad = weight_grad_RD.to(ctx.weight_dtype).view(ctx.weight_shape)
-        if unit_grad_ND is None:
-            return None, weight_grad, None, None, None
-        length_N = emb_ND.norm(dim=1).clamp_(min=NORM_FLOOR)
-        along_N1 = (unit_grad_ND * n.unit_ND).sum(1, keepdim=True)
-        emb_grad_ND = (unit_grad_ND - n.unit_ND * along_N1) / length_N.unsqueeze(1)
-        # By length: once over all processes, where the own class is.
         by_length_N = -push_N * job.norm_slope_N
         if job.margined.regulariser is not None:
             by_length_N = by_length_N + each_N * job.regulariser_slope_N
-        by_length_N = torch.where(n.own_class_N >= 0, by_length_N, 0.0)
-        return emb_grad_ND + n.unit_ND * by_length_N.unsqueeze(1), weight_grad, None, None, None
+
+        def fill(unit_grad_ND: Tensor | None, weight_grad_RD: Tensor | None, accumulate: bool) -> None:
+            job.settings.pieces.gradients(n, gradient, ctx.kept, unit_grad_ND, weight_grad_RD, accumulate)
+
+        results = descend(job, emb_ND, ctx.needs_input_grad[:2], by_length_N, fill)
+        ctx.kept = None
+        return *results, None, None, None
 
 
-def _worth_keeping(job: _Job) -> bool:
+def descend(
+    job: Job,
+    emb_ND: Tensor,
+    wanted: tuple[bool, bool],
+    by_length_N: Tensor,
+    fill: Callable[[Tensor | None, Tensor | None, bool], None],
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of embeddings and centres, None for what is not wanted or goes to a buffer.
+
+    Args:
+        job: the problem.
+        emb_ND: (N, D) embeddings.
+        wanted: that of embeddings, that of centres.
+        by_length_N: (N,) d loss / d length of the embeddings.
+        fill: see `softmax_pieces.gradients`, of which these are the last three arguments.
+    """
+    n, buffer = job.negatives, job.part.gradient
+    unit_grad_ND = torch.zeros_like(emb_ND) if wanted[0] else None
+    weight_grad_RD, accumulate = None, False
+    if wanted[1] and buffer is None:
+        weight_grad_RD = emb_ND.new_empty(n.classes * n.centres, emb_ND.shape[1])
+    elif wanted[1] and buffer is not None:
+        weight_grad_RD, accumulate = buffer.room(n.classes * n.centres, emb_ND)
+    fill(unit_grad_ND, weight_grad_RD, accumulate)
+    weight_grad = None
+    if weight_grad_RD is not None and buffer is None:
+        weight_grad = weight_grad_RD.to(n.weight_RD.dtype).view(job.weight_shape)
+    if unit_grad_ND is None:
+        return None, weight_grad
+    length_N1 = emb_ND.norm(dim=1, keepdim=True).clamp_(min=NORM_FLOOR)
+    along_N1 = (unit_grad_ND * n.unit_ND).sum(1, keepdim=True)
+    # By length: once over all processes, where the own class is.
+    by_length_N1 = torch.where(n.own_class_N >= 0, by_length_N, 0.0).unsqueeze(1)
+    return (unit_grad_ND - n.unit_ND * along_N1) / length_N1 + n.unit_ND * by_length_N1, weight_grad
+
+
+def worth_keeping(job: Job) -> bool:
+    """Whether the logits shall be kept between the two passes."""
     if job.settings.keep is not None:
         return job.settings.keep
     n = job.negatives

@@ -2,7 +2,8 @@
 
 In: `Negatives`, the problem without its targets. Out: `negative_sums`, the log-sum-exp over all classes but the own, in
 pieces that shards can add up; then, from what each logit's gradient is made of, `gradients` of directions and centres.
-`functional/softmax.py` puts them together; `kernels/` has the same two functions for GPUs.
+`softmax_chunked.py` puts them together, `soft_targets.py` walks two problems' chunks side by side; `kernels/` has the
+same two functions for GPUs.
 
 Letters: N images, D embedding size, C classes (of this process, or those sampled), K centres of a class, R = C * K rows
 of centres, H rows of a chunk.
@@ -127,7 +128,7 @@ def negative_sums(n: Negatives, kept: Tensor | None = None) -> Sums:
         kept: (N * R,) of the products' type, filled chunk by chunk with the plain products unit @ weight.T for
             `gradients`, which then saves one of its three products; None = they are computed anew.
     """
-    work = _Workspace(n)
+    work = Workspace(n)
     largest_N = n.unit_ND.new_full((len(n.unit_ND),), EXCLUDED)
     nearest_N = largest_N.clone()
     total_N = torch.zeros(len(n.unit_ND), dtype=sum_type(n.unit_ND), device=n.unit_ND.device)
@@ -172,30 +173,12 @@ def gradients(
         weight_grad_RD: (R, D), overwritten: the gradient of the centres that take part; None = not wanted.
         accumulate: add to `weight_grad_RD` instead.
     """
-    work = _Workspace(n)
-    own_N, factor_N1 = g.own_N, g.factor_N.unsqueeze(1)
-    shift_N1 = g.shift_N.unsqueeze(1)
+    work = Workspace(n)
+    factor_N1, shift_N1 = g.factor_N.unsqueeze(1), g.shift_N.unsqueeze(1)
     for chunk in work.chunks():
-        cos_NH, winner_NH = work.cosines(chunk, kept, fresh=False)
-        plain_NH = cos_NH if n.hard is None else cos_NH.clone()
-        work.exclude(plain_NH, chunk)
-        share_NH = _block(work.share, *plain_NH.shape)
-        if n.hard is None:
-            torch.mul(plain_NH, n.scale, out=share_NH)
-        else:
-            torch.mul(work.hardened(plain_NH), n.scale, out=share_NH)
+        plain_NH, share_NH, winner_NH = work.logits(chunk, kept, fresh=False)
         share_NH.sub_(shift_N1).exp_().mul_(factor_N1)
-        if n.hard is not None:
-            is_hard_NH = plain_NH > n.hard.threshold.unsqueeze(1)
-            share_NH.mul_(torch.where(is_hard_NH, n.hard.lift + 2.0 * plain_NH, 1.0))
-        row_N, here_N = work.own(chunk)
-        own_here_N = torch.where(here_N, own_N, 0.0)
-        # Centres whose cosine did not count get no gradient; each image's own one gets that of the target.
-        cos_HR, share_HR = work.spread(plain_NH, share_NH, winner_NH)
-        pull_H = cos_HR.mul_(share_HR).sum(0)
-        pull_H.index_add_(0, row_N, own_here_N * g.own_cos_N)
-        share_HR.scatter_add_(1, row_N.unsqueeze(1), own_here_N.unsqueeze(1))
-        work.products(chunk, share_HR, pull_H, unit_grad_ND, weight_grad_RD, accumulate)
+        work.descend(chunk, plain_NH, share_NH, winner_NH, g, unit_grad_ND, weight_grad_RD, accumulate)
 
 
 CHUNKED = Pieces(negative_sums, gradients)
@@ -225,13 +208,14 @@ class _Chunk(NamedTuple):
     inverse_H: Tensor
 
 
-class _Workspace:
+class Workspace:
     """The buffers of one pass over all classes: made once, so that no chunk costs fresh pages."""
 
-    def __init__(self, n: Negatives) -> None:
+    def __init__(self, n: Negatives, centres: int | None = None) -> None:
+        """`centres`: K by which a chunk is measured, where chunks of two problems go together; None = the problem's."""
         self.n = n
         images, dim = n.unit_ND.shape
-        self.size = min(chunk_classes(images, n.centres, n.unit_ND.device), max(n.classes, 1))
+        self.size = min(chunk_classes(images, centres or n.centres, n.unit_ND.device), max(n.classes, 1))
         rows = self.size * n.centres
         self.rounded = n.products != n.unit_ND.dtype
         self.unit_ND = n.unit_ND.to(n.products)
@@ -291,6 +275,20 @@ class _Workspace:
         nearest = cos_NR.view(len(cos_NR), -1, k).max(2)
         return nearest.values, nearest.indices
 
+    def logits(self, chunk: _Chunk, kept: Tensor | None, *, fresh: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(N, H) plain cosines and (N, H) logits, what is left out EXCLUDED in both; and the nearest centres.
+
+        Args:
+            chunk: from `chunks`.
+            kept: see `cosines`.
+            fresh: see `cosines`.
+        """
+        cos_NH, winner_NH = self.cosines(chunk, kept, fresh=fresh)
+        self.exclude(cos_NH, chunk)
+        logits_NH = _block(self.share, *cos_NH.shape)
+        torch.mul(cos_NH if self.n.hard is None else self.hardened(cos_NH), self.n.scale, out=logits_NH)
+        return cos_NH, logits_NH, winner_NH
+
     def hardened(self, cos_NH: Tensor) -> Tensor:
         """See `margins.harden`; excluded cosines stay excluded."""
         assert self.n.hard is not None
@@ -325,28 +323,43 @@ class _Workspace:
         by_row = [v.new_zeros(shape).scatter_(2, index_NHK, v.unsqueeze(2)).flatten(1) for v in (cos_NH, share_NH)]
         return by_row[0], by_row[1]
 
-    def products(
+    def descend(
         self,
         chunk: _Chunk,
-        share_NR: Tensor,
-        pull_R: Tensor,
+        plain_NH: Tensor,
+        share_NH: Tensor,
+        winner_NH: Tensor | None,
+        g: LogitGradient,
         unit_grad_ND: Tensor | None,
         weight_grad_RD: Tensor | None,
         accumulate: bool,
     ) -> None:
-        """From d loss / d cos of a chunk to the gradients of directions and centres.
+        """From the gradients of a chunk's logits to those of directions and centres.
 
         d cos / d w = (unit - cos * w / |w|) / |w|, so a centre's gradient is its share of directions, less the part
         along itself.
 
         Args:
             chunk: from `chunks`.
-            share_NR: (N, R) d loss / d cos; overwritten.
-            pull_R: (R,) sum over images of d loss / d cos * cos.
+            plain_NH: (N, H) plain cosines; overwritten.
+            share_NH: (N, H) d loss / d logit times the scale; overwritten.
+            winner_NH: the nearest centres.
+            g: what the own class's gradient is made of.
             unit_grad_ND: see `gradients`.
             weight_grad_RD: see `gradients`.
             accumulate: see `gradients`.
         """
+        hard = self.n.hard
+        if hard is not None:
+            is_hard_NH = plain_NH > hard.threshold.unsqueeze(1)
+            share_NH.mul_(torch.where(is_hard_NH, hard.lift + 2.0 * plain_NH, 1.0))
+        row_N, here_N = self.own(chunk)
+        own_here_N = torch.where(here_N, g.own_N, 0.0)
+        # Centres whose cosine did not count get no gradient; each image's own one gets that of the target.
+        cos_NR, share_NR = self.spread(plain_NH, share_NH, winner_NH)
+        pull_R = cos_NR.mul_(share_NR).sum(0)
+        pull_R.index_add_(0, row_N, own_here_N * g.own_cos_N)
+        share_NR.scatter_add_(1, row_N.unsqueeze(1), own_here_N.unsqueeze(1))
         k = self.n.centres
         share_NR.mul_(chunk.inverse_H)
         operand_NR = share_NR
