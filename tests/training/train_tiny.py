@@ -1,7 +1,8 @@
 """A training process for the tests of several processes and of kills: `python -m tests.training.train_tiny JSON`.
 
 JSON: out; run (overrides of RunConfig); max_steps; lr; resume; batch_norm (false: a network without it); head
-(HeadConfig as JSON); identities and images_each of the data; delay (seconds a step, so that a kill finds the run at work).
+(HeadConfig as JSON); identities and images_each of the data; delay (seconds a step, so that a kill finds the run at
+work).
 """
 
 from __future__ import annotations
