@@ -78,6 +78,19 @@ def test_impossible_combinations_are_refused(kwargs: dict[str, object]) -> None:
         OptimConfig(**kwargs)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", ["cosine", "polynomial", "constant", "multistep"])
+def test_fields_of_another_schedule_are_refused(kind: str) -> None:
+    own = {"multistep": "gamma", "polynomial": "power"}.get(kind)
+    milestones = (3.0,) if kind == "multistep" else ()
+    for name, value in (("gamma", 0.5), ("power", 3.0)):
+        settings = {"kind": kind, "milestones": milestones, name: value}
+        if name == own:
+            assert getattr(ScheduleConfig(**settings), name) == value  # type: ignore[arg-type]
+        else:
+            with pytest.raises(UserError, match=f"schedule.{name} belongs to kind"):
+                ScheduleConfig(**settings)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("kwargs", "said"),
     [

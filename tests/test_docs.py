@@ -68,7 +68,8 @@ def run_page(page: str, monkeypatch: pytest.MonkeyPatch, *, true_points: bool) -
         if words[0] == "prepare" and true_points:
             words += ["--detections", f"{words[1]}.csv"]
         if words[0] == "train" and "--resume" not in words:
-            words += ["--schedule.max-steps", "3", "--run.batch-global", "4", "--run.val-pairs", "20"]
+            words += ["--schedule.max-steps", "3", "--run.batch-global", "4"]
+            words += ["--run.val-pairs", "20"] if "--val" in words else []
         if words[:2] == ["models", "pull"]:
             # The download itself is tested against a loopback server in tests/align.
             assert set(words[2:]) <= {w.detector for w in models.WEIGHTS.values()} | set(models.WEIGHTS)

@@ -109,6 +109,27 @@ def test_overrides_and_shortcuts() -> None:
     assert recipe.optim.momentum == load_recipe("rendered_tiny").optim.momentum
 
 
+def test_another_kind_leaves_the_old_ones_fields_behind() -> None:
+    multistep = "adaface_ms1mv2_r50_tiny"
+    schedule = recipe_of(multistep, "--schedule.kind", "cosine").schedule
+    assert (schedule.kind, schedule.milestones) == ("cosine", ())
+    assert schedule.epochs == load_recipe(multistep).schedule.epochs
+    schedule = recipe_of(multistep, "--schedule.kind=polynomial", "--schedule.power", "3").schedule
+    assert (schedule.kind, schedule.power, schedule.milestones) == ("polynomial", 3, ())
+    stairs = ("--schedule.kind", "multistep", "--schedule.milestones", "1", "2", "--schedule.gamma", "0.5")
+    schedule = recipe_of("ms1mv3_r50_tiny", *stairs).schedule
+    assert (schedule.kind, schedule.milestones, schedule.gamma) == ("multistep", (1, 2), 0.5)
+    balanced = ("--data.sampler.kind", "balanced", "--data.sampler.power", "0.5")
+    assert recipe_of("rendered_tiny", *balanced).data.sampler.power == 0.5
+
+
+def test_a_setting_of_the_recipe_that_waits_for_an_option_is_no_mistake() -> None:
+    assert recipe_of("ms1mv3_r50").run.evaluate_every == 2000
+    assert recipe_of("scratch_tiny", "--val", "others", "--run.evaluate-every", "5").run.evaluate_every == 5
+    jpeg = recipe_of("rendered_tiny", "--augment", "light", "--data.augment.jpeg.probability", "0").data.augment.jpeg
+    assert jpeg.probability == 0
+
+
 def test_dry_run_prints_the_recipe_and_needs_no_torch() -> None:
     code = (
         "import sys; from visard.cli import main;"
@@ -139,6 +160,29 @@ def test_dry_run_prints_the_recipe_and_needs_no_torch() -> None:
         (["rendered_tiny", "--epochs", "many"], "--epochs many: expected a number"),
         (["rendered_tiny", "--device", "tpu"], "command line: device: 'tpu' is not one of 'auto', 'cuda'"),
         (["rendered_tiny", "--data.size", "64"], "backbone.input_size 56 and data.size 64 differ"),
+        (["rendered_tiny", "--schedule.power", "3"], "schedule.power belongs to kind polynomial"),
+        (["rendered_tiny", "--schedule.gamma", "0.5"], "schedule.gamma belongs to kind multistep"),
+        (["scratch_tiny", "--data", "faces", "--run.evaluate-every", "5"], "run.evaluate_every does nothing without"),
+        (["scratch_tiny", "--data", "faces", "--run.val-pairs", "50"], "run.val_pairs does nothing: no validation"),
+        (["rendered_tiny", "--val", "others::p.txt", "--run.val-pairs", "50"], "run.val_pairs does nothing: no valid"),
+        (["rendered_tiny", "--run.init-centres", "in-order"], "run.init_centres does nothing without a model"),
+        (["rendered_tiny", "--data.same-names", "merge"], "data.same_names does nothing: rendered:60x16 is a single"),
+        (
+            ["rendered_tiny", "--schedule.max-steps", "5", "--schedule.epochs", "7"],
+            "schedule.epochs does nothing while schedule.max_steps is 5; use --epochs",
+        ),
+        (
+            ["rendered_tiny", "--schedule.max-steps", "5", "--epochs", "7"],
+            "--epochs and --schedule.max-steps 5 exclude",
+        ),
+        (["rendered_tiny", "--schedule.epochs", "6", "--epochs", "7"], "--epochs and --schedule.epochs are the same"),
+        (["rendered_tiny", "--run.out", "a", "--out", "b"], "--out and --run.out are the same; give one"),
+        (["rendered_tiny", "--run.started-in", "a"], "run.started_in is written by visard train itself"),
+        (["rendered_tiny", "--overfit-batch", "--profile"], "--overfit-batch and --profile exclude each other"),
+        (
+            ["rendered_tiny", "--data.augment.jpeg.quality", "10", "20"],
+            "data.augment.jpeg.quality does nothing while its probability is 0; give --data.augment.jpeg.probability",
+        ),
         (["rendered_tiny", "--init", "nowhere"], "nowhere: not found; expected a run"),
         (["rendered_tiny", "--data", "nowhere"], "nowhere: there is no such file or folder"),
         (["rendered_tiny", "--val", "nowhere"], "nowhere: there is no such file or folder"),
@@ -221,6 +265,9 @@ def test_a_run_with_validation_resumed_longer_and_used_to_start_another(
     assert "run holds a run already; go on with it by --resume run" in capsys.readouterr().err
     assert main(["train", "rendered_tiny", "--resume", "run"]) == 2
     assert "run is a run of tiny, not of rendered_tiny" in capsys.readouterr().err
+    for option in ("--run.out", "--run.init"):
+        assert main(["train", "--resume", "run", option, "elsewhere"]) == 2
+        assert f"{option[2:]} cannot be changed by --resume" in capsys.readouterr().err
     assert main(["train", "--resume", "run", "--out", "elsewhere"]) == 2
     assert "--out cannot be changed by --resume" in capsys.readouterr().err
 

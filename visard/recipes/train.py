@@ -19,11 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from visard.config import BackboneConfig, DataConfig, HeadConfig, Recipe, from_dict, to_dict
+from visard.config import BackboneConfig, DataConfig, Recipe, from_dict, to_dict
 from visard.config_augment import preset
 from visard.console import Answer, say
 from visard.errors import UserError
 from visard.recipes import load_recipe
+from visard.recipes.options import refuse_idle, with_kinds
 from visard.recipes.whereabouts import anchored, located
 from visard.wording import wording
 
@@ -52,6 +53,17 @@ SHORTCUTS = (
     *("--data", "--out", "--resume", "--init", "--device", "--augment", "--val", "--epochs"),
     *("--dry-run", "--overfit-batch", "--profile"),
 )
+
+
+SAME = (
+    ("data", "data", "source"),
+    ("out", "run", "out"),
+    ("init", "run", "init"),
+    ("val", "run", "val"),
+    ("device", "run", "device"),
+    ("epochs", "schedule", "epochs"),
+)
+"""Shortcuts, and the section and field that each stands for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +119,10 @@ def parse(arguments: list[str]) -> Request | None:
     saved = recipe
     if shortcuts.augment is not None:
         recipe = replace(recipe, data=replace(recipe.data, augment=preset(shortcuts.augment)))
-    recipe = _apply(_override(recipe, overrides), shortcuts)
+    overridden = _override(recipe, overrides)
+    _check_against_shortcuts(recipe, overridden, shortcuts)
+    before, recipe = recipe, _apply(overridden, shortcuts)
+    refuse_idle(before, recipe)
     if shortcuts.resume is not None:
         data = shortcuts.data is not None or recipe.data.source != saved.data.source
         val = shortcuts.val is not None or recipe.run.val != saved.run.val
@@ -139,7 +154,7 @@ def _override(recipe: Recipe, overrides: list[str]) -> Recipe:
     """`--section.field value` for any field of the recipe."""
     import tyro
 
-    recipe = _with_margin(recipe, overrides)
+    recipe = with_kinds(recipe, overrides)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -178,22 +193,23 @@ def _option_names(values: dict[str, Any], prefix: str = "--") -> list[str]:
     return names
 
 
-def _with_margin(recipe: Recipe, overrides: list[str]) -> Recipe:
-    """The recipe with the kind of margin that `--head.margin.kind` names, so that its fields become options.
-
-    The scale and the gradient's kind stay the recipe's; all else is the new margin's own default.
-    """
-    option, kind = "--head.margin.kind", None
-    for position, word in enumerate(overrides):
-        name, equals, value = word.partition("=")
-        if name == option:
-            kind = value if equals else "".join(overrides[position + 1 : position + 2])
-    margin = recipe.head.margin
-    if kind is None or kind == margin.kind:
-        return recipe
-    values = {"kind": kind, "scale": margin.scale, "gradient": margin.gradient}
-    head = from_dict(HeadConfig, to_dict(recipe.head) | {"margin": values}, where=f"{option}: head")
-    return replace(recipe, head=head)
+def _check_against_shortcuts(before: Recipe, overridden: Recipe, shortcuts: argparse.Namespace) -> None:
+    """Raises UserError where a shortcut would silently win over a `--section.field` given besides."""
+    max_steps = overridden.schedule.max_steps
+    if shortcuts.epochs is not None and max_steps != before.schedule.max_steps:
+        raise UserError(f"--epochs and --schedule.max-steps {max_steps} exclude each other; give one length")
+    if shortcuts.overfit_batch and shortcuts.profile:
+        raise UserError("--overfit-batch and --profile exclude each other; run one after the other")
+    if shortcuts.resume is not None:
+        for name in ("out", "init", "init_centres"):
+            if getattr(overridden.run, name) != getattr(before.run, name):
+                raise UserError(f"run.{name} cannot be changed by --resume; start a new run to change it")
+    elif overridden.run.started_in != before.run.started_in:
+        raise UserError("run.started_in is written by visard train itself; leave it out")
+    for shortcut, section, field in SAME:
+        given = getattr(shortcuts, shortcut) is not None
+        if given and getattr(getattr(overridden, section), field) != getattr(getattr(before, section), field):
+            raise UserError(f"--{shortcut} and --{section}.{field} are the same; give one")
 
 
 def _apply(recipe: Recipe, shortcuts: argparse.Namespace) -> Recipe:
