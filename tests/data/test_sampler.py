@@ -229,7 +229,7 @@ def test_a_position_in_another_order_is_refused() -> None:
 def test_long_orders_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = labels_of(list(range(1, 30)))
     whole = draws(BalancedSampler(labels, 20, 0), 2)
-    monkeypatch.setattr("visard.data.sampler._CHUNK", 10)
+    monkeypatch.setattr("visard.data.draws._CHUNK", 10)
     assert (draws(BalancedSampler(labels, 20, 0), 2) == whole).all()
 
 

@@ -12,23 +12,19 @@ Letters: N images, C identities that have images, B images a step over all ranks
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
 import numpy as np
 
 from visard.config import SamplerConfig
-from visard.data.transforms import UInt64Array, scramble, scramble_array, stream_base
+from visard.data.draws import Groups, digest, permutation
+from visard.data.transforms import scramble, stream_base
 from visard.errors import UserError
 from visard.records import Int64Array
 
 # Each kind of draw has its own stream.
 _OFFSETS, _SHUFFLES, _ROUNDS = 0x0FF5E7, 0x5FF1E5, 0x20BBD5
-# Images shuffled at once: bounds the memory beside the order itself.
-_CHUNK = 1 << 21
 
 
 class SamplerState(TypedDict):
@@ -176,7 +172,7 @@ class EpochSampler:
 
     def _make_order(self, epoch: int) -> tuple[Int64Array, Int64Array | None]:
         """The epoch's draws one after the other, and their `repeats`."""
-        return _permutation(self.draws, stream_base(self.seed, epoch)), None
+        return permutation(self.draws, stream_base(self.seed, epoch)), None
 
 
 class _ByIdentity(EpochSampler, ABC):
@@ -186,7 +182,7 @@ class _ByIdentity(EpochSampler, ABC):
     t mod m of its shuffle t // m, where m, the draws a shuffle lasts, is `_lasts`.
     """
 
-    _groups: _Groups
+    _groups: Groups
     _lasts: Int64Array
 
     @abstractmethod
@@ -234,7 +230,7 @@ class BalancedSampler(_ByIdentity):
         drop_last: bool = True,
     ) -> None:
         assert 0 <= power <= 1, power
-        self._groups = _Groups.of(labels, 1)
+        self._groups = Groups.of(labels, 1)
         self._lasts = self._groups.sizes
         draws = int(self._groups.sizes.sum())
         self._set(len(labels), draws, batch_global, seed, rank, world_size, drop_last=drop_last)
@@ -242,7 +238,7 @@ class BalancedSampler(_ByIdentity):
         scale = max(1, min(1024, (1 << 62) // draws**2))
         weights = np.rint(scale * self._groups.sizes.astype(np.float64) ** power).astype(np.int64)
         self._edges = np.cumsum(weights)
-        self.order = f"balanced with power {power:g} over labels {_digest(labels)}"
+        self.order = f"balanced with power {power:g} over labels {digest(labels)}"
 
     def _counts(self, epoch: int) -> Int64Array:
         """Systematic sampling: the shares laid end to end, each whole number plus a random offset is a draw."""
@@ -252,7 +248,7 @@ class BalancedSampler(_ByIdentity):
 
     def _make_order(self, epoch: int) -> tuple[Int64Array, Int64Array | None]:
         images, repeats = self._by_identity(epoch)
-        order = _permutation(self.draws, stream_base(self.seed, epoch))
+        order = permutation(self.draws, stream_base(self.seed, epoch))
         return images[order], repeats[order]
 
 
@@ -290,7 +286,7 @@ class IdentitySampler(_ByIdentity):
         k, p = images_per_identity, batch_global // images_per_identity
         if batch_global % k:
             raise UserError(f"run.batch_global {batch_global} is no multiple of {k} images an identity (data.sampler)")
-        self._groups = _Groups.of(labels, min_images)
+        self._groups = Groups.of(labels, min_images)
         sizes = self._groups.sizes
         if p > len(sizes):
             raise UserError(
@@ -306,7 +302,7 @@ class IdentitySampler(_ByIdentity):
         self._unit, self._p, self._k = k, p, k
         self._lasts = np.maximum(sizes // k, 1) * k
         self._set(len(labels), draws, batch_global, seed, rank, world_size, drop_last=True)
-        self.order = f"as {p} identities x {k}, of {min_images} images or more, over labels {_digest(labels)}"
+        self.order = f"as {p} identities x {k}, of {min_images} images or more, over labels {digest(labels)}"
 
     def _sequence(self, epoch: int) -> Int64Array:
         """(steps * P,) int64: the epoch's identities."""
@@ -314,7 +310,7 @@ class IdentitySampler(_ByIdentity):
         in_round = identities // self._p * self._p
         rounds = -(-self.steps * self._p // in_round)
         base = scramble(stream_base(self.seed, epoch) ^ _ROUNDS)
-        shuffles = [_permutation(identities, scramble(base + r & (1 << 64) - 1))[:in_round] for r in range(rounds)]
+        shuffles = [permutation(identities, scramble(base + r & (1 << 64) - 1))[:in_round] for r in range(rounds)]
         return np.concatenate(shuffles)[: self.steps * self._p]
 
     def _counts(self, epoch: int) -> Int64Array:
@@ -327,88 +323,3 @@ class IdentitySampler(_ByIdentity):
         places[np.argsort(self._sequence(epoch), kind="stable")] = np.arange(len(places))
         at = (places[:, None] * self._k + np.arange(self._k)).ravel()
         return images[at], repeats[at]
-
-
-@dataclass(frozen=True)
-class _Groups:
-    """Images by identity: `images[starts[c] : starts[c] + sizes[c]]` are those of the c-th identity that has enough."""
-
-    images: Int64Array
-    starts: Int64Array
-    sizes: Int64Array
-
-    @classmethod
-    def of(cls, labels: Int64Array, min_images: int) -> _Groups:
-        labels = np.asarray(labels)
-        images = np.argsort(labels, kind="stable")[int((labels < 0).sum()) :]
-        if not len(images):
-            raise UserError("no image has an identity, so none can be drawn by identity; use data.sampler.kind uniform")
-        changes = np.flatnonzero(np.diff(labels[images])) + 1
-        starts = np.concatenate([[0], changes])
-        sizes = np.diff(np.append(starts, len(images)))
-        enough = sizes >= min_images
-        return cls(images, starts[enough], sizes[enough])
-
-    def draw(
-        self, drawn: Int64Array, counts: Int64Array, lasts: Int64Array, base: int
-    ) -> tuple[Int64Array, Int64Array]:
-        """The next draws of each identity.
-
-        Args:
-            drawn: (C,) draws of each before.
-            counts: (C,) draws of each now.
-            lasts: (C,) draws that one shuffle lasts; beyond the identity's images it begins again in the same order.
-            base: names the stream of shuffles.
-
-        Returns:
-            images: (sum of counts,) int64, identity by identity.
-            repeats: (sum of counts,) int64, different for draws of one image.
-        """
-        load = np.cumsum(np.maximum(self.sizes, counts))
-        cuts = np.searchsorted(load, np.arange(_CHUNK, int(load[-1]), _CHUNK))
-        edges = np.unique(np.concatenate([[0], cuts, [len(self.sizes)]])).tolist()
-        parts = [
-            self._draw(slice(a, b), drawn[a:b], counts[a:b], lasts[a:b], base) for a, b in itertools.pairwise(edges)
-        ]
-        images, repeats = zip(*parts, strict=True)
-        return np.concatenate(images), np.concatenate(repeats)
-
-    def _draw(
-        self, part: slice, drawn: Int64Array, counts: Int64Array, lasts: Int64Array, base: int
-    ) -> tuple[Int64Array, Int64Array]:
-        starts, sizes = self.starts[part], self.sizes[part]
-        first = drawn // lasts
-        shuffles = np.where(counts > 0, (drawn + counts - 1) // lasts - first + 1, 0)
-        # All shuffles that are needed, one after the other, sorted by random numbers in one go.
-        owner, nth = _runs(shuffles)
-        shuffle, inside = _runs(sizes[owner])
-        images = self.images[starts[owner][shuffle] + inside]
-        names = scramble_array((first[owner] + nth).astype(np.uint64) + np.uint64(base))
-        keys: UInt64Array = scramble_array(images.astype(np.uint64) ^ names[shuffle])
-        order = np.argsort(shuffle.astype(np.uint64) << np.uint64(32) | keys >> np.uint64(32), kind="stable")
-        shuffled = images[order]
-        shuffle_start = np.cumsum(sizes[owner]) - sizes[owner]
-        first_of_owner = np.cumsum(shuffles) - shuffles
-        who, nth = _runs(counts)
-        number = drawn[who] + nth
-        later, place = number // lasts[who] - first[who], number % lasts[who]
-        drawn_images = shuffled[shuffle_start[first_of_owner[who] + later] + place % sizes[who]]
-        return drawn_images, later * -(-lasts[who] // sizes[who]) + place // sizes[who]
-
-
-def _runs(lengths: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """[2, 0, 3] -> [0, 0, 2, 2, 2] and [0, 1, 0, 1, 2]."""
-    which = np.repeat(np.arange(len(lengths)), lengths)
-    return which, np.arange(len(which)) - (np.cumsum(lengths) - lengths)[which]
-
-
-def _permutation(length: int, base: int) -> Int64Array:
-    """Indices in the order of their scrambled numbers, which are distinct since scrambling is a bijection.
-
-    `Generator.permutation` is faster, but numpy may change its stream from one version to the next.
-    """
-    return np.argsort(scramble_array(np.arange(length, dtype=np.uint64) + np.uint64(base)))
-
-
-def _digest(labels: Int64Array) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(labels, "<i8").tobytes(), digest_size=4).hexdigest()
