@@ -45,7 +45,7 @@ LAZY = {
     "tyro",
     "wandb",
 }
-LAZY_ALLOWED = {"tyro": {"align", "data", "deploy", "embed", "protocols", "recipes", "report"}}
+LAZY_ALLOWED = {"tyro": {"align", "data", "deploy", "embed", "protocols", "recipes", "report"}, "triton": {"kernels"}}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
