@@ -145,8 +145,9 @@ def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values / np.linalg.norm(values, axis=1, keepdims=True).clip(1e-6)
 
 
-def train_network(people: int, size: int, minutes: float) -> Embed:
-    """A throw-away residual network with a cosine softmax, trained for some minutes on other people."""
+def train_network(people: int, size: int, minutes: float = float("inf"), *, steps: int | None = None) -> Embed:
+    """A throw-away residual network with a cosine softmax, trained on other people for some minutes or so many
+    steps."""
     torch.manual_seed(0)
     data = RenderedFaces(people, 15, size=size)
     images = np.concatenate([data.images(np.arange(k, min(k + 256, len(data)))) for k in range(0, len(data), 256)])
@@ -158,7 +159,7 @@ def train_network(people: int, size: int, minutes: float) -> Embed:
         [*network.parameters(), centres], lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
     start, step = time.monotonic(), 0
-    while (done := (time.monotonic() - start) / (60 * minutes)) < 1:
+    while (done := step / steps if steps else (time.monotonic() - start) / (60 * minutes)) < 1:
         for group in optimiser.param_groups:
             group["lr"] = 0.1 * min(1, (step + 1) / 50) * (1 - done)
         chosen = torch.randint(0, len(labels), (64,))

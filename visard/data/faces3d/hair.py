@@ -13,7 +13,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 
 from visard.data.faces3d.anatomy import anatomy
 from visard.data.faces3d.head import age
@@ -31,7 +30,7 @@ STYLES = 8
 @dataclass(frozen=True)
 class Hair:
     """Args:
-    vertices: (B, G, J, 3) mm.
+    vertices: (B, 3, G, J) mm.
     near: (B, G, J) bool, false where there is no hair and none beside: nothing to draw.
     deep: (B, G, J) bool, true where the head under the hair cannot be seen.
     cover: (B, G, J) 0 skin to 1 hair or hat.
@@ -71,7 +70,7 @@ def _constants(device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     outward /= np.linalg.norm(outward, axis=-1, keepdims=True)
     angle, height = np.radians(head.angle[columns]), head.height[rows]
     values = {
-        "outward": outward,
+        "outward": np.moveaxis(outward, 2, 0),
         "angle": head.angle[columns],
         "height": height,
         "sine": np.sin(angle),
@@ -91,7 +90,7 @@ def _constants(device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     return tensors
 
 
-def grow(latents: Latents, head_BRQ3: Tensor, hat_B: Tensor) -> Hair:
+def grow(latents: Latents, head_B3RQ: Tensor, hat_B: Tensor) -> Hair:
     """The hair, and the hat where `hat_B` says so.
 
     Args:
@@ -99,7 +98,7 @@ def grow(latents: Latents, head_BRQ3: Tensor, hat_B: Tensor) -> Hair:
     """
     constants = _constants(latents.device, latents.dtype)
     rows, columns = hair_grid()
-    skin = head_BRQ3[:, rows[0] : rows[-1] + 1 : 2, columns[0] : columns[-1] + 1 : 2]
+    skin = head_B3RQ[:, :, rows[0] : rows[-1] + 1 : 2, columns[0] : columns[-1] + 1 : 2]
     y, angle = constants["height"][None, :, None], constants["angle"][None, None, :]
     side = angle.abs()
 
@@ -165,18 +164,29 @@ def grow(latents: Latents, head_BRQ3: Tensor, hat_B: Tensor) -> Hair:
     cover = torch.maximum(cover, hat)
 
     lift = thick * cover - DIP * (1 - cover)
-    points = skin + constants["outward"][None] * lift[..., None]
+    points = torch.addcmul(skin, constants["outward"], lift[:, None])
     # Long hair falls straight down where face and neck go inwards.
     hang = cover * step(0.12, 0.3, length) * (1 - step(-62, -12, y)) * step(58, 70, side)
     slim = 1 - 0.1 * (1 - step(-180, -60, y))
     x = (73 + 1.1 * side_thick * volume) * slim * constants["sine"][None, None] + 2.5 * noise * curl
     z = (70 + side_thick) * constants["cosine"][None, None] - 8 + 2.0 * noise
-    fall = torch.stack([x.expand_as(points[..., 0]), points[..., 1], z.expand_as(points[..., 2])], -1)
-    points = points + (fall - points) * hang[..., None]
-    near = max_pool2d(cover.float()[:, None], 3, stride=1, padding=1)[:, 0] > 0
+    points[:, 0].lerp_(x, hang)
+    points[:, 2].lerp_(z, hang)
+    near = _widen(cover > 0)
     # Skin under much hair on all sides is never seen.
-    deep = -max_pool2d(-(cover * thick > 2.0).float()[:, None], 5, stride=1, padding=2)[:, 0] > 0
+    deep = ~_widen(_widen(cover * thick <= 2.0))
     return Hair(points, near, deep, cover, hat, noise * (1 - 0.9 * part_line))
+
+
+def _widen(mask_BGJ: Tensor) -> Tensor:
+    """True where it is true, or beside or across a corner."""
+    tall = mask_BGJ.clone()
+    tall[:, 1:] |= mask_BGJ[:, :-1]
+    tall[:, :-1] |= mask_BGJ[:, 1:]
+    wide = tall.clone()
+    wide[..., 1:] |= tall[..., :-1]
+    wide[..., :-1] |= tall[..., 1:]
+    return wide
 
 
 def _length(latents: Latents) -> Tensor:

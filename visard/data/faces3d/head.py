@@ -21,29 +21,31 @@ __all__ = ["EAR_SIDE", "age", "beard_cover", "ears", "head_vertices", "landmarks
 
 EAR_SIDE = 11
 _SHAPE_ARRAY = 1
+# Fields (mm) and their weights are multiples of these, too fine to be seen, so that float32 adds their products
+# exactly, in any order, on any device: all sums stay below 2^24 steps, which is 64 mm.
+FIELD_STEP, WEIGHT_STEP = 2.0**-9, 2.0**-9
 _EXPRESSIONS = ("open", "smile", "frown", "pucker", "brows up", "brows down")
 
 
 def head_vertices(latents: Latents, beard_B: Tensor) -> Tensor:
-    """(B, R, Q, 3) millimetres.
+    """(B, 3, R, Q) millimetres.
 
     Args:
         beard_B: (B,) thickness of the beard, 0 to 1.
     """
     template, fields = _fields(latents.device, latents.dtype)
-    weights = torch.cat([_shape_weights(latents), _moment_weights(latents), beard_B[:, None]], 1)
-    return (template + weights @ fields).view(len(latents), len(anatomy().height), -1, 3)
+    moved = _weights(latents, beard_B).float() @ fields
+    return (template + moved).view(len(latents), 3, len(anatomy().height), -1)
 
 
 def landmarks(latents: Latents, beard_B: Tensor) -> tuple[Tensor, Tensor]:
     """The five points and the 68 dense ones, as `head_vertices` has them.
 
     Returns:
-        (B, 73, 3) mm; (73,) how far each turns with the head.
+        (B, 3, 73) mm; (73,) how far each turns with the head.
     """
     template, fields, turn = _landmark_fields(latents.device, latents.dtype)
-    weights = torch.cat([_shape_weights(latents), _moment_weights(latents), beard_B[:, None]], 1)
-    return (template + weights @ fields).view(len(latents), -1, 3), turn
+    return (template + _weights(latents, beard_B) @ fields).view(len(latents), 3, -1), turn
 
 
 def age(latents: Latents) -> Tensor:
@@ -51,8 +53,8 @@ def age(latents: Latents) -> Tensor:
     return (latents.uniform("age", 0.05, 0.75) ** 1.2 + latents.uniform("age shift", -0.16, 0.16)).clamp(0, 1)
 
 
-def ears(head_BRQ3: Tensor, latents: Latents) -> Tensor:
-    """(B, 2, EAR_SIDE, EAR_SIDE, 3) millimetres: left and right ear, hung on the sides of the head."""
+def ears(head_B3RQ: Tensor, latents: Latents) -> Tensor:
+    """(B, 3, 2, EAR_SIDE, EAR_SIDE) millimetres: left and right ear, hung on the sides of the head."""
     shape_JJ3 = _ear_shape(latents.device, latents.dtype)
     row, column = _ear_place()
     size = (1 + 0.09 * latents.normal("ear size"))[:, None, None, None]
@@ -63,11 +65,17 @@ def ears(head_BRQ3: Tensor, latents: Latents) -> Tensor:
     x = 1.0 + back * torch.sin(out) + lift * torch.cos(out)
     z = -back * torch.cos(out) + lift * torch.sin(out)
     sides = []
-    for sign, q in ((-1.0, column), (1.0, head_BRQ3.shape[2] - 1 - column)):
-        root = head_BRQ3[:, row, q][:, None, None]
-        points = root + torch.stack([sign * (x - 2.5), up, z], -1)
-        sides.append(points.flip(2) if sign < 0 else points)
-    return torch.stack(sides, 1)
+    for sign, q in ((-1.0, column), (1.0, head_B3RQ.shape[3] - 1 - column)):
+        root = head_B3RQ[:, :, row, q, None, None]
+        points = root + torch.stack([sign * (x - 2.5), up, z], 1)
+        sides.append(points.flip(3) if sign < 0 else points)
+    return torch.stack(sides, 2)
+
+
+def _weights(latents: Latents, beard_B: Tensor) -> Tensor:
+    """(B, M) how much of each field, in steps of `WEIGHT_STEP`."""
+    weights = torch.cat([_shape_weights(latents), _moment_weights(latents), beard_B[:, None]], 1)
+    return (weights / WEIGHT_STEP).round_() * WEIGHT_STEP
 
 
 def _shape_weights(latents: Latents) -> Tensor:
@@ -95,11 +103,13 @@ def _moment_weights(latents: Latents) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _fields(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(3 R Q,) the template; (M, 3 R Q) float32 fields in steps of `FIELD_STEP`."""
     head = anatomy()
     expression = np.stack([head.expression[name] for name in _EXPRESSIONS])
     fields = np.concatenate([head.shape, expression, _age_field()[None], _beard_field()[None]])
-    template = torch.from_numpy(head.template.reshape(1, -1)).to(dtype).to(device)
-    return template, torch.from_numpy(fields.reshape(len(fields), -1)).to(dtype).to(device)
+    fields = np.round(np.moveaxis(fields, 3, 1) / FIELD_STEP) * FIELD_STEP
+    template = torch.from_numpy(np.moveaxis(head.template, 2, 0).reshape(-1)).to(dtype).to(device)
+    return template, torch.from_numpy(fields.reshape(len(fields), -1)).float().to(device)
 
 
 @lru_cache(maxsize=4)
@@ -108,10 +118,10 @@ def _landmark_fields(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, 
     head = anatomy()
     template, fields = _fields(device, dtype)
     places = torch.from_numpy(np.concatenate([head.five, head.dense])).to(dtype).to(device)
-    grid = torch.cat([template, fields]).view(len(fields) + 1, len(head.height), -1, 3)
+    grid = torch.cat([template[None], fields.to(dtype)]).view(len(fields) + 1, 3, len(head.height), -1)
     sampled = sample_grid(grid, places[:, 0], places[:, 1]).flatten(1)
     turn = np.interp(places[:, 0].cpu().numpy(), np.arange(len(head.height)), head.turn)
-    return sampled[:1], sampled[1:], torch.from_numpy(turn).to(dtype).to(device)
+    return sampled[0], sampled[1:], torch.from_numpy(turn).to(dtype).to(device)
 
 
 def _age_field() -> np.ndarray:

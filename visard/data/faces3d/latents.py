@@ -63,8 +63,11 @@ class Latents:
         self.seed, self.device, self.dtype = seed, device, dtype
         self.identity, self.image = identity_B.astype(np.int64), image_B.astype(np.int64)
         self._always = np.full_like(self.identity, LASTING)
-        self._lasting = self._draw(self._always, 0, len(IDENTITY_SLOTS))
-        self._passing = self._draw(self.image, 0, len(IMAGE_SLOTS))
+        lasting = self._draw(self._always, 0, len(IDENTITY_SLOTS))
+        numbers = torch.cat([lasting, self._draw(self.image, 0, len(IMAGE_SLOTS))], 1).T.contiguous()
+        # All names at once: one by one, such small tensors cost more in calls than in numbers.
+        self._uniform = dict(zip((*IDENTITY_SLOTS, *IMAGE_SLOTS), numbers.unbind(), strict=True))
+        self._bell = dict(zip(self._uniform, bell(numbers).unbind(), strict=True))
 
     def __len__(self) -> int:
         return len(self.identity)
@@ -72,15 +75,12 @@ class Latents:
     def uniform(self, name: str, low: float = 0.0, high: float = 1.0) -> Tensor:
         """(B,) numbers between `low` and `high`; `name` from `IDENTITY_SLOTS` (lasting) or `IMAGE_SLOTS` (this
         image)."""
-        if name in IDENTITY_SLOTS:
-            value = self._lasting[:, IDENTITY_SLOTS[name]]
-        else:
-            value = self._passing[:, IMAGE_SLOTS[name]]
-        return low + (high - low) * value
+        value = self._uniform[name]
+        return value if (low, high) == (0, 1) else low + (high - low) * value
 
     def normal(self, name: str, deviation: float = 1.0, limit: float = 2.5) -> Tensor:
         """(B,) numbers around 0, bell-shaped, cut at `limit` deviations."""
-        return deviation * bell(self.uniform(name)).clamp(-limit, limit)
+        return deviation * self._bell[name].clamp(-limit, limit)
 
     def chance(self, name: str, probability: float) -> Tensor:
         """(B,) bool, true with this probability."""

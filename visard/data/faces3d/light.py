@@ -15,7 +15,7 @@ from torch import Tensor
 
 from visard.data.faces3d.anatomy import anatomy
 from visard.data.faces3d.latents import Latents
-from visard.functional.surface import grid_normals, grid_triangles, rasterise
+from visard.functional.surface import grid_cells, grid_normals, rasterise
 
 __all__ = ["Lamps", "Openness", "harmonics", "lamps", "openness", "shade", "strength"]
 
@@ -92,9 +92,10 @@ def openness(device: torch.device) -> Openness:
     """Made once: the template is looked at from all sides, and every vertex notes from where it is seen."""
     head = anatomy()
     rows, columns = head.template.shape[:2]
-    points = torch.from_numpy(head.template).reshape(1, -1, 3)
-    normals = grid_normals(torch.from_numpy(head.template)[None]).view(-1, 3)
-    triangles = grid_triangles(rows, columns)
+    template = torch.from_numpy(head.template).permute(2, 0, 1)[None]
+    points = template.flatten(2)
+    normals = grid_normals(template.contiguous()).view(3, -1).T
+    cells = grid_cells(rows, columns)
     number = torch.arange(DIRECTIONS, dtype=torch.float64)
     # A Fibonacci sphere.
     y = 1 - 2 * (number + 0.5) / DIRECTIONS
@@ -106,13 +107,13 @@ def openness(device: torch.device) -> Openness:
     up = torch.linalg.cross(towards, side)
     seen = []
     for k in range(0, DIRECTIONS, 16):
-        frame = torch.stack([side[k : k + 16], -up[k : k + 16], towards[k : k + 16]], 2)
-        turned = points @ frame
-        screen = (turned[..., :2] + torch.tensor([0.0, -30.0])) * 0.5 + LOOK / 2
-        depth = 500 - turned[..., 2]
-        raster = rasterise(screen, depth, triangles, LOOK, LOOK)
+        frame = torch.stack([side[k : k + 16], -up[k : k + 16], towards[k : k + 16]], 1)
+        turned = frame @ points
+        screen = (turned[:, :2] + torch.tensor([[0.0], [-30.0]])) * 0.5 + LOOK / 2
+        depth = 500 - turned[:, 2]
+        raster = rasterise(screen, depth, cells, LOOK, LOOK)
         place = screen.round().long().clamp(0, LOOK - 1)
-        nearest = raster.depth.flatten(1).gather(1, place[..., 1] * LOOK + place[..., 0])
+        nearest = raster.depth.flatten(1).gather(1, place[:, 1] * LOOK + place[:, 0])
         slack = 3.0 + 3.0 * (1 - (normals @ towards[k : k + 16].T).clamp(0, 1).T)
         seen.append(depth <= nearest + slack)
     seen_NV = torch.cat(seen).double()
@@ -153,29 +154,32 @@ def strength(latents: Latents) -> tuple[Tensor, Tensor]:
 
 
 def shade(
-    normal_BV3: Tensor, lamps_: Lamps, open_BV: Tensor | None, lit_BV: Tensor | None, gloss: float
+    normal_B3V: Tensor, lamps_: Lamps, open_V: Tensor | None, lit_BV: Tensor | None, gloss: float | None
 ) -> tuple[Tensor, Tensor]:
     """Diffuse light (B, 3, V) to multiply the colour with, highlight (B, V) to add.
 
     Args:
-        open_BV: (B, V) or None, share of the sky that is not hidden, 0..1.
+        normal_B3V: (B, 3, V) or (3, V).
+        open_V: (V,) or None, share of the sky that is not hidden, 0..1.
         lit_BV: (B, V) or None, share of the key lamp that arrives, 0..1.
-        gloss: exponent of the highlight (Blinn-Phong).
+        gloss: exponent of the highlight (Blinn-Phong); None = no highlight is wanted.
     """
     asked = torch.cat([lamps_.key[:, None], lamps_.half[:, None], lamps_.sky[:, :, 1:]], 1)
-    facing, gleam, *slopes = (asked @ normal_BV3.transpose(1, 2)).unbind(1)
-    wrap = lamps_.wrap
-    key = ((facing + wrap) / (1 + wrap)).clamp_min(0)
+    answer = asked @ normal_B3V
+    facing, gleam, sky = answer[:, 0], answer[:, 1], answer[:, 2:]
+    key = ((facing + lamps_.wrap) / (1 + lamps_.wrap)).clamp_min_(0)
     if lit_BV is not None:
-        key = key * lit_BV
-    sky = lamps_.sky[:, :, :1] + torch.stack(slopes, 1)
-    if open_BV is not None:
-        sky = sky * open_BV[:, None]
-    diffuse = sky.clamp_min(0.02) + lamps_.key_colour[..., None] * key[:, None]
-    shine = gleam.clamp_min(0) ** gloss * (facing > 0)
+        key = key.mul_(lit_BV)
+    sky = sky.add_(lamps_.sky[:, :, :1])
+    if open_V is not None:
+        sky = sky.mul_(open_V)
+    diffuse = torch.addcmul(sky.clamp_min_(0.02), lamps_.key_colour[..., None], key[:, None])
+    if gloss is None:
+        return diffuse, torch.zeros_like(key)
+    shine = gleam.clamp_min(0).pow_(gloss).mul_(facing > 0)
     if lit_BV is not None:
-        shine = shine * lit_BV
-    return diffuse, shine * lamps_.key_colour.mean(1, keepdim=True)
+        shine = shine.mul_(lit_BV)
+    return diffuse, shine.mul_(lamps_.key_colour.mean(1, keepdim=True))
 
 
 def _warmth(warm_B: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ def render_photographs(latents: Latents, size: int, *, faces: int = 1) -> Photog
         faces: 0 nobody, 1 the person, 2 the person before a stranger who is smaller and at the side.
     """
     side = round(size * SUPERSAMPLE)
-    linear = camera.backdrop(latents, side, side)
+    backdrop = camera.backdrop(latents, side)
+    linear = camera.stretch_backdrop(backdrop, side)
     points, poses = [], []
     if faces == 2:
         stranger = Latents(latents.seed, latents.identity + STRANGER, latents.image, latents.device, latents.dtype)
@@ -52,13 +53,15 @@ def render_photographs(latents: Latents, size: int, *, faces: int = 1) -> Photog
         aside = torch.where(latents.uniform("photo x") < 0.5, 1.0, -1.0) * stranger.uniform("photo x", 0.24, 0.36)
         where = torch.stack([0.5 + aside, stranger.uniform("photo y", 0.25, 0.35)], 1) * size
         to_picture = _placed(stand, where, stranger.uniform("photo scale", 0.075, 0.095) * size, stranger)
-        linear = draw(stranger, stand, to_picture, linear).linear
+        linear = draw(stranger, stand, to_picture, backdrop, side).linear
         points.append(move(stand.five, to_picture))
         poses.append(_pose_in_picture(stand, to_picture))
     if faces >= 1:
         stand = take_stand(latents)
         to_picture = _person(latents, stand, size)
-        linear = draw(latents, stand, to_picture, linear).linear
+        person = draw(latents, stand, to_picture, backdrop, side)
+        # Only the person hides what is behind, be it the backdrop or a stranger.
+        linear = torch.where(person.raster.triangle[:, None] >= 0, person.linear, linear)
         points.insert(0, move(stand.five, to_picture))
         poses.insert(0, _pose_in_picture(stand, to_picture))
     images = camera.develop(linear, latents, size, scale=SUPERSAMPLE)

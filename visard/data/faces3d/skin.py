@@ -16,18 +16,18 @@ from torch import Tensor
 from torch.nn.functional import interpolate as resize
 
 from visard.data.faces3d.anatomy import EYE_X, EYE_Y, MOUTH_HALF_WIDTH, STOMION, anatomy, blob, smoothstep
+from visard.data.faces3d.colours import hair_colour, hue, iris_colour, melanin, skin_colour
 from visard.data.faces3d.hair import step
 from visard.data.faces3d.head import age, beard_cover
 from visard.data.faces3d.latents import Latents
 from visard.data.faces3d.noise import soft_noise
 
-__all__ = ["beard_thickness", "double", "hair_colour", "paint", "skin_colour"]
+__all__ = ["beard_thickness", "double", "paint"]
 
-_SKIN = ((231, 194, 174), (220, 178, 150), (205, 157, 124), (183, 132, 99), (139, 94, 68), (98, 64, 47), (68, 45, 35))
-_HAIR = ((20, 17, 17), (36, 27, 23), (62, 43, 32), (96, 66, 44), (140, 104, 66), (196, 162, 112), (150, 72, 38))
-_IRIS = ((58, 36, 22), (86, 56, 32), (104, 92, 52), (88, 110, 86), (92, 126, 150), (110, 122, 132))
 _MOLES = 7
 _FRECKLES = 41
+# How far a spot reaches beyond its middle, texels.
+_SPOT_REACH = 7
 # Length of the tables from mm to texels, in steps of half a millimetre.
 _SPAN_MM = 170
 _LASTING_MARKS, _FRECKLE_MARKS = 2, 3
@@ -43,12 +43,12 @@ def paint(texture: Tensor, latents: Latents, scalp_BRQ: Tensor, diffuse_B3RQ: Te
         shine_BRQ: (B, R, Q) float32, light that is added.
     """
     constants = _constants(latents.device)
-    skin_B3, melanin = skin_colour(latents)
+    skin_B3, melanin_B = skin_colour(latents), melanin(latents)
     hair_B3 = hair_colour(latents)
     rows, columns = scalp_BRQ.shape[1:]
 
     # Smooth regions, at the vertices: redness of cheeks and nose, shadows under the eyes, beard, hair roots.
-    flush = (0.35 + 0.45 * latents.uniform("ruddy") + 0.3 * latents.uniform("flush")) * (1 - 0.6 * melanin)
+    flush = (0.35 + 0.45 * latents.uniform("ruddy") + 0.3 * latents.uniform("flush")) * (1 - 0.6 * melanin_B)
     tired = 0.06 + 0.16 * latents.uniform("under eye") + 0.10 * age(latents)
     tint_B3K = torch.stack(
         [
@@ -67,9 +67,10 @@ def paint(texture: Tensor, latents: Latents, scalp_BRQ: Tensor, diffuse_B3RQ: Te
     colour = colour + (beard_colour - colour) * amount
     roots = scalp_BRQ[:, None] * 0.85
     colour = colour + (hair_B3.float()[:, :, None, None] - colour) * roots
-    double(colour * diffuse_B3RQ + shine_BRQ[:, None], out=texture)
+    uneven = constants["uneven"][(latents.uniform("freckles") * len(constants["uneven"])).long()]
+    double(torch.addcmul(shine_BRQ[:, None], colour, diffuse_B3RQ).mul_(uneven[:, None]), out=texture)
 
-    _mark(texture, latents, melanin)
+    _mark(texture, latents, melanin_B)
     _paint_brows(texture, latents, hair_B3, diffuse_B3RQ)
     _paint_eyes(texture, latents, skin_B3, diffuse_B3RQ)
     _paint_mouth(texture, latents, skin_B3, diffuse_B3RQ)
@@ -80,52 +81,18 @@ def double(values: Tensor, out: Tensor | None = None) -> Tensor:
     """(..., R, Q) -> (..., 2 R - 1, 2 Q - 1), linear between: bilinear resizing with aligned corners, without its
     weights."""
     *lead, rows, columns = values.shape
-    across = values.new_empty(*lead, rows, 2 * columns - 1)
-    across[..., ::2] = values
-    across[..., 1::2] = (values[..., 1:] + values[..., :-1]).mul_(0.5)
-    down = values.new_empty(*lead, 2 * rows - 1, 2 * columns - 1) if out is None else out
-    down[..., ::2, :] = across
-    torch.add(across[..., 1:, :], across[..., :-1, :], out=down[..., 1::2, :])
-    down[..., 1::2, :] *= 0.5
-    return down
+    if out is None:
+        out = values.new_empty(*lead, 2 * rows - 1, 2 * columns - 1)
+    out[..., ::2, ::2] = values
+    torch.lerp(values[..., 1:], values[..., :-1], 0.5, out=out[..., ::2, 1::2])
+    torch.lerp(out[..., 2::2, :], out[..., :-1:2, :], 0.5, out=out[..., 1::2, :])
+    return out
 
 
 def beard_thickness(latents: Latents) -> Tensor:
     """(B,) how far the beard stands out, 0 to 1."""
     full = _beard(latents)[:, 2]
     return ((full - 0.55) * 2.2).clamp(0, 1)
-
-
-def hair_colour(latents: Latents) -> Tensor:
-    """(B, 3) linear colour of the hair in this image: the person's own, greyer with age."""
-    melanin = _melanin(latents)
-    draw = latents.uniform("hair colour")
-    place = torch.where(melanin > 0.45, draw * 1.6, draw**0.9 * 6.0)
-    own = _table(_HAIR, place) * (1 + 0.25 * latents.uniform("hair shade", -1, 1))[:, None]
-    grey = step(0.0, 0.35, age(latents) - latents.uniform("grey from", 0.3, 0.9))[:, None]
-    silver = torch.tensor([0.40, 0.39, 0.37], dtype=own.dtype, device=own.device)
-    return own + (silver - own) * grey * 0.9
-
-
-def _melanin(latents: Latents) -> Tensor:
-    return latents.uniform("melanin") ** 1.15
-
-
-def skin_colour(latents: Latents) -> tuple[Tensor, Tensor]:
-    melanin = _melanin(latents)
-    colour = _table(_SKIN, melanin * (len(_SKIN) - 1))
-    under = latents.normal("undertone", 0.035)
-    tone = torch.stack([1 + 0.4 * under, 1 - 0.2 * under, 1 - 1.6 * under], 1)
-    return colour * tone, melanin
-
-
-def _table(colours: tuple[tuple[int, int, int], ...], place: Tensor) -> Tensor:
-    """(B, 3) linear colour at a fractional place of a table of picture values."""
-    table = (torch.tensor(colours, dtype=place.dtype, device=place.device) / 255) ** 2
-    low = place.floor().clamp(0, len(colours) - 2)
-    part = (place - low).clamp(0, 1)[:, None]
-    low = low.long()
-    return table[low] * (1 - part) + table[low + 1] * part
 
 
 def _beard(latents: Latents) -> Tensor:
@@ -141,16 +108,12 @@ def _beard(latents: Latents) -> Tensor:
     return torch.stack([moustache.clamp_min(0.08), chin.clamp_min(0.08), cheek], 1) * male[:, None]
 
 
-def _mark(texture: Tensor, latents: Latents, melanin: Tensor) -> None:
-    """Moles, freckles and the skin's own unevenness. Round spots are outer products of bells: one product of
-    matrices."""
+def _mark(texture: Tensor, latents: Latents, melanin_B: Tensor) -> None:
+    """Moles and freckles. Round spots are outer products of bells: one product of matrices."""
     constants = _constants(latents.device)
-    size = (texture.shape[2], texture.shape[3])
-    uneven = constants["uneven"][(latents.uniform("freckles") * len(constants["uneven"])).long()]
-
     moles = latents.lasting_array(_LASTING_MARKS, 4 * _MOLES).view(-1, 4, _MOLES).float()
     there = (moles[:, 3] < 0.45).float() * 0.85
-    freckled = ((latents.uniform("freckles") - 0.72).clamp_min(0) * 1.1 * (1 - melanin)).float()
+    freckled = ((latents.uniform("freckles") - 0.72).clamp_min(0) * 1.1 * (1 - melanin_B)).float()
     spots = latents.lasting_array(_FRECKLE_MARKS, 3 * _FRECKLES).view(-1, 3, _FRECKLES).float()
     # Places and radii in mm of the template, then in texels.
     x = torch.cat([(moles[:, 1] - 0.5) * 128, (spots[:, 0] - 0.5) * 104], 1)
@@ -159,9 +122,15 @@ def _mark(texture: Tensor, latents: Latents, melanin: Tensor) -> None:
     strengths = torch.cat([there, freckled[:, None].expand(-1, _FRECKLES)], 1)
     row, row_mm = constants["texel_row"][:, _entry(62.5 - y)]
     column, column_mm = constants["texel_column"][:, _entry(x + 75)]
-    dark = _spots(row, column, radius / row_mm, radius / column_mm, strengths, size)
+    # No spot reaches farther than this.
+    rows, columns = (
+        slice(int(table[0, 0]) - _SPOT_REACH, int(table[0, -1]) + _SPOT_REACH)
+        for table in (constants["texel_row"], constants["texel_column"])
+    )
+    dark = _spots((row, column), (radius / row_mm, radius / column_mm), strengths, (rows, columns))
     for channel, depth in enumerate((0.62, 0.82, 0.9)):
-        texture[:, channel] *= torch.sub(uneven, dark, alpha=depth)
+        part = texture[:, channel, rows, columns]
+        part.addcmul_(part, dark, value=-depth)
 
 
 def _entry(millimetres: Tensor) -> Tensor:
@@ -169,14 +138,20 @@ def _entry(millimetres: Tensor) -> Tensor:
 
 
 def _spots(
-    row_BK: Tensor, column_BK: Tensor, tall_BK: Tensor, wide_BK: Tensor, strength_BK: Tensor, size: tuple[int, int]
+    places: tuple[Tensor, Tensor], sizes: tuple[Tensor, Tensor], strength_BK: Tensor, texels: tuple[slice, slice]
 ) -> Tensor:
-    """(B, U, W) the sum of K bells, 0 to 1."""
-    rows = torch.arange(size[0], device=row_BK.device)
-    columns = torch.arange(size[1], device=row_BK.device)
-    down = torch.exp(-0.5 * ((rows - row_BK[..., None]) / tall_BK[..., None]) ** 2) * strength_BK[..., None]
-    across = torch.exp(-0.5 * ((columns - column_BK[..., None]) / wide_BK[..., None]) ** 2)
-    return (down.transpose(1, 2) @ across).clamp_(0, 1)
+    """The sum of K bells on these rows and columns, 0 to 1; places and sizes are (B, K) in texels, down and across."""
+    down, across = (
+        _ridge((torch.arange(part.start, part.stop, device=at.device) - at[..., None]) * (0.5**0.5 / size[..., None]))
+        for part, at, size in zip(texels, places, sizes, strict=True)
+    )
+    return ((down * strength_BK[..., None]).transpose(1, 2) @ across).clamp_(0, 1)
+
+
+def _ridge(distance: Tensor) -> Tensor:
+    """exp(-distance^2), and never one of the numbers so small that processors take a hundred times as long over
+    them."""
+    return (distance * distance).clamp_max_(60).neg_().exp_()
 
 
 def _blend(part: Tensor, light: Tensor, colour: Tensor, amount: Tensor) -> None:
@@ -247,19 +222,19 @@ def _paint_eyes(texture: Tensor, latents: Latents, skin_B3: Tensor, diffuse_B3RQ
 
     light = skin_B3.float()[:, :, None, None]
     fold = up + w(3.4 + 1.0 * latents.normal("lid fold")) * (1 - 0.35 * u * u)
-    crease = torch.exp(-(((y - fold) / 0.9) ** 2)) * _soft(half * 1.1 - (ax - EYE_X).abs(), 1.5)
+    crease = _ridge((y - fold) / 0.9) * _soft(half * 1.1 - (ax - EYE_X).abs(), 1.5)
     _blend(part, lit, light * 0.42, 0.5 * crease * w(latents.uniform("lid fold", 0.35, 1.0)))
-    bag = torch.exp(-(((y - low + 4.2) / 1.3) ** 2)) * _soft(half * 0.9 - (ax - EYE_X).abs(), 3.0)
+    bag = _ridge((y - low + 4.2) / 1.3) * _soft(half * 0.9 - (ax - EYE_X).abs(), 3.0)
     _blend(part, lit, light * 0.55, bag * w(0.10 + 0.25 * age(latents)))
 
-    shade = (0.50 + 0.5 * ((up - y) / 4.0).clamp(0, 1)) * (1 - 0.35 * u.abs() ** 3)
+    shade = (0.50 + 0.5 * ((up - y) / 4.0).clamp(0, 1)) * (1 - 0.35 * u * u * u.abs())
     white = torch.tensor([0.56, 0.51, 0.48], device=x.device)[None, :, None, None] * shade[:, None]
     gaze_x = w(3.4 * latents.uniform("gaze x", -1, 1) ** 3)
     gaze_y = w(1.8 * latents.uniform("gaze y", -1, 1) ** 3)
     dx = (ax - EYE_X + 0.4) * side - gaze_x
     dy = y - EYE_Y - 0.5 - gaze_y
     radius = (dx * dx + dy * dy).sqrt()
-    iris_B3 = _iris(latents)
+    iris_B3 = iris_colour(latents)
     ring = (0.35 + 0.65 * _soft(5.1 - radius, 0.8)) * (0.75 + 0.45 * (radius / 5.8).clamp(0, 1))
     eye = (
         white
@@ -267,22 +242,16 @@ def _paint_eyes(texture: Tensor, latents: Latents, skin_B3: Tensor, diffuse_B3RQ
     )
     eye = eye * (1 - 0.96 * _soft(w(2.3 + 0.5 * latents.uniform("iris ring", -1, 1)) - radius, 0.5)[:, None])
     glint_x = w(2.2 * torch.sin(latents.uniform("light azimuth", -1.4, 1.4)))
-    glint = torch.exp(-(((dx - glint_x) ** 2 + (dy - 1.9) ** 2) / 1.1))
+    glint = _ridge((dx - glint_x) / 1.1**0.5) * _ridge((dy - 1.9) / 1.1**0.5)
     eye = eye + (0.85 - eye) * (0.9 * glint)[:, None]
     _blend(part, lit, eye, inside)
-    lash = torch.exp(-(((y - up - 0.35) / w(0.75 + 0.35 * latents.uniform("lash"))) ** 2)) * _soft(
+    lash = _ridge((y - up - 0.35) / w(0.75 + 0.35 * latents.uniform("lash"))) * _soft(
         half + 0.8 - (ax - EYE_X).abs(), 0.8
     )
-    rim = torch.exp(-(((y - low + 0.1) / 0.6) ** 2)) * _soft(half - (ax - EYE_X).abs(), 0.8)
+    rim = _ridge((y - low + 0.1) / 0.6) * _soft(half - (ax - EYE_X).abs(), 0.8)
     lash_dark = w(0.62 + 0.3 * latents.uniform("lash"))
     _blend(part, lit, light * 0.06, (lash * lash_dark).clamp(0, 1))
     _blend(part, lit, light * 0.35, 0.45 * rim)
-
-
-def _iris(latents: Latents) -> Tensor:
-    draw = latents.uniform("iris")
-    place = torch.where(_melanin(latents) > 0.4, draw * 1.2, draw * (len(_IRIS) - 1))
-    return _table(_IRIS, place) * latents.uniform("iris light", 0.8, 1.5)[:, None]
 
 
 def _paint_mouth(texture: Tensor, latents: Latents, skin_B3: Tensor, diffuse_B3RQ: Tensor) -> None:
@@ -298,12 +267,12 @@ def _paint_mouth(texture: Tensor, latents: Latents, skin_B3: Tensor, diffuse_B3R
     thick = w(
         1 + 0.2 * latents.normal("mouth thick") - 0.12 * latents.uniform("gender", -1, 1) - 0.3 * (age(latents) - 0.4)
     )
-    bow = 1.6 * torch.exp(-((ax / 4.0) ** 2))
+    bow = 1.6 * _ridge(ax / 4.0)
     top = STOMION + thick * (8.0 * (1 - u**1.7) - bow * (1 - u)) + 0.3
     bottom = STOMION - thick * 10.5 * (1 - u**2.2).clamp_min(0) ** 0.85 - 0.3
     amount = _soft(torch.minimum(top - y, y - bottom), 1.0) * _soft(half - ax, 1.2)
-    melanin = _melanin(latents)
-    rose = torch.stack([1.02 - 0.22 * melanin, 0.52 + 0.1 * melanin, 0.56 + 0.12 * melanin], 1)
+    melanin_B = melanin(latents)
+    rose = torch.stack([1.02 - 0.22 * melanin_B, 0.52 + 0.1 * melanin_B, 0.56 + 0.12 * melanin_B], 1)
     made_up = (latents.uniform("gender") < 0.45) * latents.uniform("lip dark") ** 2
     rose = rose * torch.stack([1 - 0.05 * made_up, 1 - 0.55 * made_up, 1 - 0.45 * made_up], 1)
     rose = rose * (1 + 0.14 * latents.normal("lip colour"))[:, None]
@@ -317,7 +286,7 @@ def _paint_mouth(texture: Tensor, latents: Latents, skin_B3: Tensor, diffuse_B3R
     teeth = _soft(y - STOMION - 0.1, 0.15) * _soft(STOMION + 0.62 - y, 0.15) * _soft(17 - ax, 3.0)
     ivory = torch.tensor([0.62, 0.58, 0.50], device=x.device)[None, :, None, None]
     _blend(part, lit, ivory, teeth * (opened * 5).clamp(0, 0.9))
-    nostril = torch.exp(-(((ax - 7.2) / 3.0) ** 2) - ((y + 48.0) / 1.5) ** 2)
+    nostril = _ridge((ax - 7.2) / 3.0) * _ridge((y + 48.0) / 1.5)
     _blend(part, lit, (skin_B3 * 0.08).float()[:, :, None, None], (0.85 * nostril).expand(len(latents), -1, -1))
 
 
@@ -334,13 +303,6 @@ def _paint_clothes(texture: Tensor, latents: Latents, diffuse_B3RQ: Tensor) -> N
     )
     patch = (slice(first, texture.shape[2]), slice(0, texture.shape[3]))
     _blend(texture[:, :, patch[0]], _light_on(diffuse_B3RQ, patch), colour.float()[:, :, None, None], amount)
-
-
-def hue(hue_B: Tensor, saturation_B: Tensor, light_B: Tensor) -> Tensor:
-    """(B, 3) linear colour from hue 0..1 (around the circle), saturation 0..1 and lightness 0..1."""
-    shifts = torch.tensor([0.0, 1 / 3, 2 / 3], dtype=hue_B.dtype, device=hue_B.device)
-    wave = 0.5 + 0.5 * torch.cos(2 * torch.pi * (hue_B[:, None] - shifts))
-    return (light_B[:, None] * (1 - saturation_B[:, None] * (1 - wave))) ** 2
 
 
 def _texture_flat() -> np.ndarray:
@@ -386,7 +348,7 @@ def _constants(device: torch.device) -> dict[str, Tensor]:
         "regions": torch.from_numpy(regions.reshape(3, -1)).float(),
         "beard": torch.from_numpy(beard_cover()).float(),
         "stubble": soft_noise(31, 4, rows, columns, 0.3, 0.5),
-        "uneven": 1 + 0.035 * soft_noise(32, 6, 2 * rows - 1, 2 * columns - 1, 2.2, 2.2),
+        "uneven": 1 + 0.035 * soft_noise(32, 6, 2 * rows - 1, 2 * columns - 1, 2.2, 2.2)[:, ::2, ::2].contiguous(),
         "fibre": soft_noise(33, 1, 64, 2 * columns - 1, 0.9, 0.4)[0],
         "texel_row": _texel_table(-y[:, x.shape[1] // 2], -62.5),
         "texel_column": _texel_table(x[int(np.argmax(y[:, 0] < -15)), near], -75.0, int(near.start)),

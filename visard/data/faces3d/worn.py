@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from visard.data.faces3d.anatomy import anatomy
+from visard.data.faces3d.colours import hue
 from visard.data.faces3d.latents import Latents
-from visard.data.faces3d.skin import hue
 from visard.functional.surface import sample_grid
 
 __all__ = ["PARTS", "Worn", "hat_colour", "wear", "wears_glasses", "wears_hat"]
@@ -35,9 +35,9 @@ PARTS = {
 @dataclass(frozen=True)
 class Worn:
     """Args:
-    vertices: (B, V, 3) mm.
-    colour: (B, V, 3) linear colour under even light.
-    normal: (V, 3) float32 for the light.
+    vertices: (B, 3, V) mm.
+    colour: (B, 3, V) float32 linear colour under even light.
+    normal: (3, V) float32 for the light.
     """
 
     vertices: Tensor
@@ -62,12 +62,12 @@ def hat_colour(latents: Latents) -> Tensor:
     )
 
 
-def wear(latents: Latents, head_BRQ3: Tensor) -> Worn:
+def wear(latents: Latents, head_B3RQ: Tensor) -> Worn:
     """All ribbons of the batch."""
-    five = torch.from_numpy(anatomy().five).to(head_BRQ3)
-    eyes = sample_grid(head_BRQ3, five[:2, 0], five[:2, 1])
-    bridge_place = torch.from_numpy(anatomy().place(anatomy().flat[0, :1] * 0 + [[0.0, -2.0]])).to(head_BRQ3)
-    bridge = sample_grid(head_BRQ3, bridge_place[:, 0], bridge_place[:, 1])[:, 0]
+    five = torch.from_numpy(anatomy().five).to(head_B3RQ)
+    eyes = sample_grid(head_B3RQ, five[:2, 0], five[:2, 1]).transpose(1, 2)
+    bridge_place = torch.from_numpy(anatomy().place(anatomy().flat[0, :1] * 0 + [[0.0, -2.0]])).to(head_B3RQ)
+    bridge = sample_grid(head_B3RQ, bridge_place[:, 0], bridge_place[:, 1])[..., 0]
     worn = wears_glasses(latents)
     sun = worn & latents.chance("glasses kind", 0.3)
 
@@ -111,7 +111,7 @@ def wear(latents: Latents, head_BRQ3: Tensor) -> Worn:
     low = torch.stack([x, arc - 0.5 * thick - 0.6, (plane + 2.1).expand_as(x)], -1)
     pieces.append(shut(torch.cat([top, low], 1), worn))
     colours.append(frame)
-    half = head_BRQ3[:, 40, :, 0].abs().amax(1)[:, None]
+    half = head_B3RQ[:, 0, 40].abs().amax(1)[:, None]
     outer = centre_x + wide + 0.5 * thick
     reach = torch.linspace(0, 1, 5, dtype=latents.dtype, device=latents.device)[None]
     for sign in (-1.0, 1.0):
@@ -122,26 +122,24 @@ def wear(latents: Latents, head_BRQ3: Tensor) -> Worn:
         pieces.append(shut(points, worn))
         colours.append(frame)
 
-    brim = _brim(latents, head_BRQ3)
+    brim = _brim(latents, head_B3RQ)
     cap = wears_hat(latents) & (latents.uniform("hat kind") >= 0.5)
     pieces += [shut(brim, cap), shut(brim.view(len(brim), BRIM_ROWS, -1, 3).flip(1).flatten(1, 2), cap)]
     colours += [hat_colour(latents), hat_colour(latents) * 0.35]
     counts = [rows * columns for rows, columns in PARTS.values()]
-    colour = torch.cat([c[:, None].expand(-1, n, -1) for c, n in zip(colours, counts, strict=True)], 1)
+    colour = torch.cat([c.float()[..., None].expand(-1, -1, n) for c, n in zip(colours, counts, strict=True)], 2)
     normals = [(0, 0, 1)] * 5 + [(-0.9, 0, 0.3), (0.9, 0, 0.3), (0, 0.9, 0.4), (0, -0.9, 0.3)]
-    normal = torch.cat(
-        [torch.tensor([n], device=latents.device).float().expand(k, 3) for n, k in zip(normals, counts, strict=True)]
-    )
-    return Worn(torch.cat(pieces, 1), colour, normal)
+    normal = torch.tensor(normals).float().repeat_interleave(torch.tensor(counts), 0).T.to(latents.device)
+    return Worn(torch.cat(pieces, 1).transpose(1, 2), colour, normal)
 
 
-def _brim(latents: Latents, head_BRQ3: Tensor) -> Tensor:
+def _brim(latents: Latents, head_B3RQ: Tensor) -> Tensor:
     """(B, rows * columns, 3) the brim of a cap: from the hat's edge forwards, back row first."""
     angle = torch.linspace(-1.05, 1.05, BRIM_COLUMNS, dtype=latents.dtype, device=latents.device)
     reach = torch.linspace(0, 1, BRIM_ROWS, dtype=latents.dtype, device=latents.device)[:, None]
     line = latents.uniform("hat line", 38, 58)[:, None, None]
-    wide = head_BRQ3[:, 18, :, 0].amax(1)[:, None, None] + 8
-    front = head_BRQ3[:, 18, :, 2].amax(1)[:, None, None] + 6
+    wide = head_B3RQ[:, 0, 18].amax(1)[:, None, None] + 8
+    front = head_B3RQ[:, 2, 18].amax(1)[:, None, None] + 6
     x = wide * torch.sin(angle) * (1 - 0.12 * reach)
     z = front * torch.cos(angle) + 55 * reach * torch.cos(angle * 1.35)
     y = line + 1.5 - 12 * reach - 9 * (angle / 1.05) ** 2 * (0.25 + 0.75 * reach)
