@@ -33,8 +33,9 @@ import torch.distributed as td
 import tyro
 
 from visard import dist, embed_journal
-from visard.console import Answer, progress
+from visard.console import Answer, progress, say
 from visard.data.dataset import BatchedDataset, FaceDataset, open_dataset
+from visard.data.unaligned import unaligned_remark
 from visard.device import choose_device
 from visard.errors import FormatError, Interrupted, UserError
 from visard.records import Embeddings, Float32Array, ModelSpec, UInt8Array
@@ -85,6 +86,8 @@ def main(config: EmbedConfig) -> Answer:
         device = choose_device(f"cuda:{dist.local_rank()}")
     embedder = load(config.model, config.device if device is None else str(device), batch_size=config.batch_size)
     dataset = open_dataset(config.data, size=embedder.spec.input_size, resize=True)
+    if (remark := unaligned_remark(dataset, config.data)) and os.environ.get("RANK", "0") == "0":
+        say(remark)
     model_hash = hash_model(config.model)
     if device is not None:
         dist.init(device)

@@ -352,6 +352,35 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew_from_another_folde
     assert_same_bits(weights_of(Path("../run")), whole)
 
 
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((30, 40), "1 of 48 images looked at are not square (such as person3/2.png, 40x30 px): these seem to be"),
+        ((40, 40), "its images have different sizes (16 to 40 px): these seem to be photographs, not aligned crops"),
+    ],
+)
+def test_photographs_that_are_not_aligned_are_remarked_everywhere(
+    shape: tuple[int, int], said: str, folder: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "faces", "photographs")
+    assert cv2.imwrite("photographs/person3/2.png", np.zeros((*shape, 3), np.uint8))
+    remedy = "`visard prepare photographs OUT` makes aligned crops"
+    length = ("--schedule.max-steps", "1", "--data.resize")
+    for arguments in (
+        ["train", "tiny.py:tiny", "--data", "photographs", "--out", "run", *length],
+        ["train", "tiny.py:tiny", "--data", "faces", "--val", "photographs", "--out", "run2", *length],
+        ["evaluate", "pairs", "run", "photographs", "--count", "20"],
+        ["embed", "run", "photographs", "out"],
+    ):
+        assert main(arguments) == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("photographs: ")]
+        assert len(lines) == 1, arguments
+        assert said in lines[0]
+        assert lines[0].endswith(remedy)
+    assert main(["train", "tiny.py:tiny", "--data", "faces", "--val", "others", "--out", "run3", *length]) == 0
+    assert "aligned" not in capsys.readouterr().err
+
+
 def test_overfit_batch(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     value = answer(capsys, "tiny.py:tiny", "--data", "faces", "--overfit-batch")
     assert value["last_loss"] <= value["target"] == pytest.approx(0.1 * value["first_loss"])

@@ -18,6 +18,7 @@ import tyro
 
 from visard.console import Answer, parse, say
 from visard.data.dataset import FaceDataset, open_dataset
+from visard.data.unaligned import unaligned_remark
 from visard.embed import embed_dataset, is_embeddings, load_embeddings
 from visard.errors import UserError
 from visard.pages import contact_sheet, write_image
@@ -180,6 +181,8 @@ def _source(config: PairsConfig) -> _Source:
         raise UserError("name the data set after the model: visard evaluate pairs MODEL DATA")
     embedder = load(config.model, config.device, batch_size=config.batch_size)
     crops = open_dataset(config.data, size=embedder.spec.input_size, resize=True)
+    if remark := unaligned_remark(crops, config.data):
+        say(remark)
     return _Source(
         tuple(crops.ids), crops.labels, crops, lambda: embed_dataset(embedder, crops, config.flip, config.batch_size)
     )

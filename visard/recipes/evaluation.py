@@ -16,6 +16,7 @@ from visard import dist
 from visard.config import Recipe
 from visard.console import say
 from visard.data.dataset import FaceDataset, open_dataset
+from visard.data.unaligned import unaligned_remark
 from visard.embed import embed_dataset
 from visard.errors import UserError
 from visard.protocols.drawing import draw_pairs, own_pairs
@@ -73,6 +74,8 @@ class _ValidationSet:
 def _open(entry: str, recipe: Recipe) -> _ValidationSet:
     source, _, pairs_file = entry.partition("::")
     dataset = open_dataset(source, size=recipe.data.size, resize=True)
+    if dist.is_main() and (remark := unaligned_remark(dataset, source)):
+        say(remark)
     if pairs_file:
         pairs = read_pairs(pairs_file, dataset.ids)
     elif (own := own_pairs(dataset, dataset.ids, 10, source)) is not None:

@@ -298,6 +298,7 @@ def _carry_out(request: Request) -> Answer:
     from visard import dist
     from visard.checkpoint import pointed
     from visard.data.dataset import open_dataset
+    from visard.data.unaligned import unaligned_remark
     from visard.recipes.evaluation import pair_evaluation
     from visard.training.checks import overfit_batch, profile
     from visard.training.loop import process_device, train
@@ -315,6 +316,8 @@ def _carry_out(request: Request) -> Answer:
         same_names=recipe.data.same_names,
         tolerant=recipe.data.broken == "skip",
     )
+    if remark := unaligned_remark(dataset, recipe.data.source):
+        _say_once(remark)
     dist.init(process_device(recipe))
     try:
         if not dist.is_main():
