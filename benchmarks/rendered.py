@@ -9,7 +9,7 @@ or given.
     python benchmarks/rendered.py --model RUN        also scores a visard model
 
 Speed is the median over batches, one thread; run it as `taskset -c 0` on an idle machine. The median time of an
-addition of 40,000 float32 in the same minute tells how busy the machine is (6 µs on an idle Zen 5 core).
+addition of 40,000 float32 in the same minute tells how busy the machine is (6 µs on an idle Zen 4 or Zen 5 core).
 """
 
 from __future__ import annotations
