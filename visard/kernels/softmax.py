@@ -190,12 +190,13 @@ class _Work:
         rows = self.height * n.centres
         self.centre_RD = self.unit_ND.new_empty(rows, self.padded_dim)
         self.inverse_R = n.unit_ND.new_empty(rows)
-        self.own_class_N = n.own_class_N.int()
-        self.own_row_N = n.own_row_N.int()
+        assert n.weight_RD.stride(1) == 1, n.weight_RD.stride()
+        self.own_class_N = n.own_class_N.int().contiguous()
+        self.own_row_N = n.own_row_N.int().contiguous()
         # What a setting does not need is never read: any tensor will do.
         self.ignored_C = self.own_class_N if n.ignored_C is None else n.ignored_C.to(torch.uint8)
         self.threshold_N = n.unit_ND if n.hard is None else n.hard.threshold.float().contiguous()
-        self.lift = n.unit_ND if n.hard is None else n.hard.lift.float()
+        self.lift = n.unit_ND if n.hard is None else n.hard.lift.to(n.unit_ND)
 
     def count(self, first: int) -> int:
         """Classes of the chunk that begins at `first`."""
