@@ -25,6 +25,7 @@ def settings_of(config: HeadConfig) -> Settings:
     return Settings(
         products=torch.bfloat16 if config.products == "bf16" else None,
         conflict_cos=config.conflict_cos if config.conflict_cos < 1 else None,
+        keep=None if pieces is CHUNKED else False,  # the kernels compute logits anew
         pieces=pieces,
     )
 
