@@ -83,11 +83,11 @@ def gradients(loss: Tensor, *of: Tensor) -> list[Tensor]:
     return [torch.zeros_like(t) if g is None else g.double() for t, g in zip(of, found, strict=True)]
 
 
-def error(got: Tensor, truth: Tensor) -> float:
-    """Largest error, relative to the truth's largest number, or to 1e-3: the whole loss has its rounding at about 1."""
+def error(got: Tensor, truth: Tensor, least: float = 1e-3) -> float:
+    """Largest error, relative to the truth's largest number, or to `least`: that of terms which cancel out in it."""
     if not truth.numel():
         return 0.0
-    return ((got.double() - truth).abs().amax() / truth.abs().amax().clamp(min=1e-3)).item()
+    return ((got.double() - truth).abs().amax() / truth.abs().amax().clamp(min=least)).item()
 
 
 def solved(

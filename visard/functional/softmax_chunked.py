@@ -286,7 +286,12 @@ class _Classes(torch.autograd.Function):
             loss_N = loss_N + torch.where(job.labelled_N, job.margined.regulariser, 0.0)
         if weights_N is not None:
             loss_N = loss_N * weights_N
-        ctx.save_for_backward(emb_ND, shift_N, gap_N.sigmoid(), weights_N)
+        # A negative's share of the sum is exp(logit - largest) * exp(largest - shift): a shift rounded to float32 would
+        # change the shares of all negatives alike. An image without negatives has none.
+        bare_N = total_N == 0
+        share_N = (largest_N - shift_N).exp().masked_fill(bare_N, 0.0)
+        largest_N = largest_N.masked_fill(bare_N, float("inf"))
+        ctx.save_for_backward(emb_ND, largest_N, share_N, gap_N.sigmoid(), weights_N)
         ctx.job, ctx.kept, ctx.denominator = job, kept, denominator
         correct_N = (nearest_N <= job.own_cos_N) & job.labelled_N
         ctx.mark_non_differentiable(correct_N)
@@ -295,7 +300,7 @@ class _Classes(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        emb_ND, shift_N, wrong_N, weights_N = ctx.saved_tensors
+        emb_ND, largest_N, share_N, wrong_N, weights_N = ctx.saved_tensors
         job: Job = ctx.job
         n, kind = job.negatives, emb_ND.dtype
         each_N = (grad / ctx.denominator).expand(len(emb_ND))
@@ -303,9 +308,8 @@ class _Classes(torch.autograd.Function):
             each_N = each_N * weights_N
         # d loss / d logit is `wrong` times a negative's share of the sum, and -`wrong` for the target.
         push_N = (each_N * n.scale * wrong_N).to(kind)
-        shift_N = torch.where(shift_N.isfinite(), shift_N, float("inf")).to(kind)
         own_N = -push_N * job.slope_N
-        gradient = LogitGradient(shift_N, push_N, own_N, job.own_cos_N)
+        gradient = LogitGradient(largest_N, push_N * share_N.to(kind), own_N, job.own_cos_N)
         by_length_N = -push_N * job.norm_slope_N
         if job.margined.regulariser is not None:
             by_length_N = by_length_N + each_N * job.regulariser_slope_N

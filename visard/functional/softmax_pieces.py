@@ -95,9 +95,8 @@ class LogitGradient(NamedTuple):
     """What the gradient of each image's logits is made of.
 
     Args:
-        shift_N: (N,) log-sum-exp of the negatives; +inf if there are none. exp(logit - shift) is the share of a
-            negative.
-        factor_N: (N,) d loss / d cos of a negative, per share.
+        shift_N: (N,) largest logit of all negatives; +inf if there are none.
+        factor_N: (N,) d loss / d cos of a negative is this times exp(logit - shift).
         own_N: (N,) d loss / d plain cosine to the own centre.
         own_cos_N: (N,) that cosine.
     """
