@@ -133,7 +133,7 @@ def _images(config: ConvertConfig, dataset: Any, rows: Int64Array, problems: lis
             read += 1
             yield _Image(row, dataset.ids[row], label, identity, data, dataset.points(row))
     if not read:
-        raise UserError(f"{config.src}: not one image could be read, so nothing is written")
+        raise UserError(f"{config.src}: not one image could be read, so nothing is written; `visard inspect` tells why")
 
 
 def _write_records(config: ConvertConfig, dataset: FaceDataset, problems: list[FormatError]) -> int:

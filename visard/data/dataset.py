@@ -126,7 +126,7 @@ def open_dataset(
             return _open_rendered(text, size)
         if path.suffix == ".tar" and "{" in text:
             return ShardDataset(text, size, resize)
-        raise UserError(f"{path}: there is no such file or folder")
+        raise UserError(f"{path}: there is no such file or folder; check the name")
     if path.is_dir():
         if (path / "dataset.json").is_file() or (path / "train.rec").is_file():
             return RecordDataset(path, size, resize, tolerant=tolerant)
@@ -193,7 +193,7 @@ def _read_sources(path: Path) -> tuple[list[_Part], SameNames]:
     try:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(path, f"cannot be read as JSON ({error})") from error
+        raise FormatError(path, f"cannot be read as JSON ({error}); correct it") from error
     known = {"sources", "same_names"}
     if not isinstance(values, dict) or not set(values) <= known or not isinstance(values.get("sources"), list):
         raise FormatError(path, 'expected {"sources": [{"source": ..., "name": ..., "weight": 1}], "same_names": ...}')

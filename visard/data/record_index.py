@@ -79,7 +79,9 @@ def image_index(file: RecordFile, *, tolerant: bool = False) -> RecordIndex:
     beyond = offsets >= file.size
     if beyond.any():
         key, at = keys[np.flatnonzero(beyond)[0]], offsets[np.flatnonzero(beyond)[0]]
-        problem = FormatError(path, f"record {key} is at byte {at}, {file.path.name} has {file.size} bytes")
+        problem = FormatError(
+            path, f"record {key} is at byte {at}, {file.path.name} has {file.size} bytes; copy both files again"
+        )
         if not tolerant:
             raise problem
         problems = [problem]

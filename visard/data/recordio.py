@@ -187,6 +187,7 @@ class RecordFile:
             magic, word = _WORDS.unpack_from(self._map, position)
             if magic != MAGIC:
                 problem = f"no record starts here (found {magic:#010x}, expected {MAGIC:#010x})"
+                problem += "; copy the file and its index again"
                 raise FormatError(self.path, problem, position)
             part, length = word >> 29, word & MAX_LENGTH
             start = position + _WORDS.size

@@ -90,7 +90,7 @@ class EpochSampler:
     ) -> None:
         """Raises UserError if there is nothing to draw, or less than one image a step for each rank."""
         if length < 1:
-            raise UserError("the data set holds no images")
+            raise UserError("the data set holds no images; name one that does")
         self._set(length, length, batch_global, seed, rank, world_size, drop_last=drop_last)
 
     def _set(

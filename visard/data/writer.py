@@ -141,7 +141,9 @@ class DatasetWriter:
                 "add its images one after the other, unlabelled ones last"
             )
         if len(self._names) == MAX_IDENTITIES:
-            raise UserError(f"more than {MAX_IDENTITIES:,} identities: a record's float32 label cannot hold more")
+            raise UserError(
+                f"more than {MAX_IDENTITIES:,} identities: a record's float32 label cannot hold more; leave some out"
+            )
         self._names[identity] = len(self._names)
         self._starts.append(self.images + 1)
         self._last = identity

@@ -72,7 +72,7 @@ class JoinedDataset:
 
     def __init__(self, sources: Sequence[Source], same_names: SameNames = "apart") -> None:
         if not sources:
-            raise UserError("a joined data set needs at least one source")
+            raise UserError("a joined data set needs at least one source; write A + B * 2")
         self._sources = tuple(sources)
         names = [source.name for source in self._sources]
         if len(set(names)) != len(names):
@@ -196,7 +196,7 @@ def _rows(source: Source) -> Int64Array:
         raise UserError(f"{source.name}: its weight is {source.weight}; use more than 0 and at most {MAX_WEIGHT:g}")
     count = round(source.weight * length)
     if count < 1:
-        raise UserError(f"{source.name}: of {length} images, the weight {source.weight} leaves none")
+        raise UserError(f"{source.name}: of {length} images, the weight {source.weight} leaves none; raise it")
     whole, rest = divmod(count, length)
     share = np.sort(np.argsort(scramble_array(np.arange(length, dtype=np.uint64)))[:rest]) if rest else np.empty(0, int)
     return np.concatenate([np.tile(np.arange(length), whole), share]).astype(np.int64)

@@ -50,7 +50,11 @@ class ListDataset(EncodedDataset):
         if ids.is_file():
             self.ids = Lines.from_file(ids)
             if len(self.ids) != len(files):
-                raise FormatError(ids, f"has {len(self.ids)} lines for the {len(files)} images of {self._path.name}")
+                raise FormatError(
+                    ids,
+                    f"has {len(self.ids)} lines for the {len(files)} images of {self._path.name}; "
+                    "write one a line, in the list's order",
+                )
         _check_unique(ids if ids.is_file() else self._path, self.ids)
         if identities.is_file():
             self.identities = Lines.from_file(identities)
@@ -77,14 +81,14 @@ def read_list(path: Path) -> tuple[list[str], list[str]]:
     try:
         text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     except OSError as error:
-        raise FormatError(path, f"cannot be read ({error.strerror})") from error
+        raise FormatError(path, f"cannot be read ({error.strerror}); check the name and its permissions") from error
     files, labels = [], []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip() and not line.startswith("#"):
             file, label = _fields(line.rstrip("\r"))
             if not is_name(file) or not is_name(label) or "\0" in file:
                 kinds = "'PATH LABEL' or 'INDEX<TAB>LABEL<TAB>PATH'"
-                raise FormatError(path, f"line {number}: expected {kinds}, got {line.strip()[:60]!r}")
+                raise FormatError(path, f"line {number}: expected {kinds}, got {line.strip()[:60]!r}; correct it")
             files.append(file)
             labels.append(label)
     if not files:
@@ -143,13 +147,17 @@ def _numbered(path: Path, labels: list[str]) -> tuple[Int64Array, list[str] | No
     """Labels as numbers, and their names if they are not numbers (in the order in which they come)."""
     if not all(_is_number(label) for label in labels):
         if any(label.lower().endswith(IMAGE_SUFFIXES) for label in labels):
-            raise FormatError(path, "its labels look like files; expected 'PATH LABEL' in every line")
+            raise FormatError(path, "its labels look like files; write 'PATH LABEL' in every line")
         places = {name: place for place, name in enumerate(dict.fromkeys(labels))}
         return np.array([places[label] for label in labels], np.int64), list(places)
     values = np.array([float(label) for label in labels])
     wrong = np.flatnonzero((values != np.floor(values)) | ~(values >= -1) | (values >= MAX_IDENTITIES))
     if len(wrong):
-        raise FormatError(path, f"image {wrong[0] + 1}: the label {labels[wrong[0]]!r} is not an identity's number")
+        raise FormatError(
+            path,
+            f"image {wrong[0] + 1}: the label {labels[wrong[0]]!r} is not an identity's number; "
+            "use 0, 1, 2 ... or -1 for none",
+        )
     return values.astype(np.int64), None
 
 

@@ -62,7 +62,7 @@ def read_bin(path: str | Path) -> PairBin:
                 raise FormatError(path, "is empty; fetch it again", 0)
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
-        raise FormatError(path, f"cannot be read ({error.strerror})") from error
+        raise FormatError(path, f"cannot be read ({error.strerror}); check the name and its permissions") from error
     value = plain_pickle.load(data, path)
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise FormatError(path, "is no pair set: expected two lists, of images and of answers; fetch it again")
@@ -142,7 +142,9 @@ def _image(path: Path, number: int, value: Any) -> memoryview | bytes | NDArray[
         if value.ndim == 3 and value.shape[2] == 3 and value.dtype == np.uint8 and value.size:
             return value
     kind = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
-    raise FormatError(path, f"image {number} is {kind}; expected the bytes of an image, or (S, S, 3) uint8")
+    raise FormatError(
+        path, f"image {number} is {kind}; expected the bytes of an image, or (S, S, 3) uint8; write the set again"
+    )
 
 
 def _answers(path: Path, values: Any) -> NDArray[np.bool_]:
@@ -150,6 +152,8 @@ def _answers(path: Path, values: Any) -> NDArray[np.bool_]:
     for i, value in enumerate(values):
         value = plain_pickle.unwrapped(value)
         if not isinstance(value, bool | int | np.bool_ | np.integer) or value not in (0, 1):
-            raise FormatError(path, f"the answer of pair {i} is {str(value)[:40]!r}; expected true or false")
+            raise FormatError(
+                path, f"the answer of pair {i} is {str(value)[:40]!r}, not true or false; write the set again"
+            )
         same[i] = bool(value)
     return same

@@ -44,12 +44,14 @@ def read_pair_list(path: Path, ids: Sequence[str]) -> tuple[Int64Array, NDArray[
             continue
         words = line.rstrip("\r").split("\t")
         if len(words) not in (3, 4) or words[2] not in ("0", "1"):
-            raise FormatError(path, f"line {number}: expected 'left TAB right TAB 1 or 0', got {line[:60]!r}")
+            raise FormatError(
+                path, f"line {number}: expected 'left TAB right TAB 1 or 0', got {line[:60]!r}; correct it"
+            )
         for name in words[:2]:
             if name not in place:
-                raise FormatError(path, f"line {number}: there is no image {name!r} in the data set")
+                raise FormatError(path, f"line {number}: there is no image {name!r} in the data set; use its image ids")
         rows.append((place[words[0]], place[words[1]]))
         same.append(words[2] == "1")
     if not rows:
-        raise FormatError(path, "holds no pairs")
+        raise FormatError(path, "holds no pairs; fetch it again")
     return np.array(rows, np.int64), np.array(same, bool)

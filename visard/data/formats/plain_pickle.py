@@ -67,7 +67,9 @@ def load(data: memoryview, path: str | Path) -> Any:
     try:
         return reader.run()
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
-        raise FormatError(path, f"is not a sound pickle ({error or type(error).__name__})", reader.at) from error
+        raise FormatError(
+            path, f"is not a sound pickle ({error or type(error).__name__}); fetch it again", reader.at
+        ) from error
 
 
 def unwrapped(value: Any) -> Any:

@@ -137,6 +137,7 @@ class RecordDataset(EncodedDataset):
                 array_cache.save(sources, "labels", {"labels": labels, "highest": np.array([highest], np.int64)})
         if self._classes is not None and self._classes <= highest:
             problem = f"says {self._classes} identities, {self._file.path.name} has label {highest}"
+            problem += "; correct it or remove the file"
             raise FormatError(self._file.path.parent / "property", problem)
         return labels, highest
 
@@ -151,7 +152,7 @@ class RecordDataset(EncodedDataset):
                 if problems is not None and np.isnan(raw[row]):
                     continue  # named already
                 at, key = int(self._offsets[start + row]), self._index.key(start + int(row))
-                problem = f"the label of record {key} is {raw[row]}, not an identity's number"
+                problem = f"the label of record {key} is {raw[row]}, not an identity's number; give it one"
                 if problems is None:
                     raise FormatError(self._file.path, problem, at)
                 problems.append(FormatError(self._file.path, problem, at))
@@ -168,9 +169,13 @@ class RecordDataset(EncodedDataset):
         fields = path.read_text(encoding="utf-8", errors="replace").strip().split(",")
         numbers = [int(f) for f in fields if f.strip().isdecimal() and len(f) < 10]
         if len(fields) != 3 or len(numbers) != 3 or numbers[1] != numbers[2] or not 0 < numbers[1] < 1 << 16:
-            raise FormatError(path, f"expected 'identities,size,size', got {','.join(fields)[:60]!r}")
+            raise FormatError(
+                path, f"expected 'identities,size,size', got {','.join(fields)[:60]!r}; correct it or remove the file"
+            )
         if numbers[0] > MAX_IDENTITIES:
-            raise FormatError(path, f"says {numbers[0]} identities; a float32 label counts to {MAX_IDENTITIES}")
+            raise FormatError(
+                path, f"says {numbers[0]} identities, a float32 label counts to {MAX_IDENTITIES}; correct it"
+            )
         return numbers[0], numbers[1]
 
 

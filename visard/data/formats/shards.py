@@ -92,7 +92,7 @@ class ShardDataset(EncodedDataset):
         at = int(self._at[index])
         data = self._maps[shard][at : at + size]
         if len(data) != size:
-            raise FormatError(self._paths[shard], "the file became shorter since it was indexed", at)
+            raise FormatError(self._paths[shard], "the file became shorter since it was indexed; copy it again", at)
         return data
 
     def where(self, index: int) -> tuple[Path, int | None]:
@@ -186,7 +186,7 @@ def shard_paths(source: str | Path) -> list[Path]:
         paths = [path]
     for one in paths:
         if not one.is_file():
-            raise UserError(f"{one}: there is no such shard")
+            raise UserError(f"{one}: there is no such shard; check the name and the range")
     if not paths:
         raise UserError(f"{text}: there are no .tar files")
     return paths
@@ -218,7 +218,11 @@ def _index(paths: Sequence[Path]) -> array_cache.Arrays:
             if _mark(image_id) in seen and "id" not in sample.known:
                 image_id = f"{path.stem}/{name}"
             if not is_name(image_id) or _mark(image_id) in seen:
-                raise FormatError(path, f"the image id {image_id!r} comes twice, is empty or has a line break", offset)
+                raise FormatError(
+                    path,
+                    f"the image id {image_id!r} comes twice, is empty or has a line break; give each its own",
+                    offset,
+                )
             seen.add(_mark(image_id))
             ids += image_id.encode(*_TEXT) + b"\n"
             identity = sample.known.get("identity")
@@ -237,7 +241,7 @@ def _index(paths: Sequence[Path]) -> array_cache.Arrays:
             points.extend([np.nan] * 10 if place is None else place)
             any_points |= place is not None
     if not len(shard):
-        raise FormatError(paths[0], "holds no images")
+        raise FormatError(paths[0], "holds no images; name the folder, list or shards that do")
     count = max(label) + 1
     _check_names(paths[0], names, count)
     return {
@@ -269,11 +273,13 @@ def _samples(path: Path) -> Iterator[_Sample]:
             suffix = suffix.lower()
             if f".{suffix}" in IMAGE_SUFFIXES:
                 if sample.image is not None:
-                    raise FormatError(path, f"{name!r}: a second image with this key", offset)
+                    raise FormatError(path, f"{name!r}: a second image with this key; give each its own", offset)
                 sample.image = (name, offset, size)
             elif suffix in ("cls", "json"):
                 if size > _MAX_SMALL_FILE:
-                    raise FormatError(path, f"{name!r} has {size} bytes; expected a label or a few values", offset)
+                    raise FormatError(
+                        path, f"{name!r} has {size} bytes; expected a label or a few values; correct the shard", offset
+                    )
                 file.seek(offset)
                 data = file.read(size)
                 if suffix == "cls":
@@ -287,7 +293,9 @@ def _samples(path: Path) -> Iterator[_Sample]:
 def _label(path: Path, name: str, data: bytes, offset: int) -> int:
     text = data.strip()
     if not text.removeprefix(b"-").isdigit() or len(text) > 18 or not -1 <= int(text) < MAX_IDENTITIES:
-        raise FormatError(path, f"{name!r}: {text[:20]!r} is no identity's number", offset)
+        raise FormatError(
+            path, f"{name!r}: {text[:20]!r} is no identity's number; use 0, 1, 2 ... or -1 for none", offset
+        )
     return int(text)
 
 
@@ -296,20 +304,22 @@ def _known(path: Path, name: str, data: bytes, offset: int) -> dict[str, Any]:
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise FormatError(path, f"{name!r}: not JSON ({error})", offset) from error
+        raise FormatError(path, f"{name!r}: not JSON ({error}); correct it", offset) from error
     if not isinstance(values, dict):
-        raise FormatError(path, f"{name!r}: expected an object", offset)
+        raise FormatError(path, f'{name!r}: expected an object such as {{"id": ...}}; correct it', offset)
     known = {key: values[key] for key in ("id", "identity") if isinstance(values.get(key), str | int)}
     if not all(is_name(str(value)) for value in known.values()):
-        raise FormatError(path, f"{name!r}: an id or identity that is empty or has a line break", offset)
+        raise FormatError(path, f"{name!r}: an id or identity that is empty or has a line break; correct it", offset)
     points = values.get("points")
     if points is not None:
         try:
             place = np.asarray(points, np.float32)
         except (ValueError, TypeError, OverflowError) as error:
-            raise FormatError(path, f"{name!r}: points are not five times x, y ({error})", offset) from error
+            raise FormatError(
+                path, f"{name!r}: points are not five times x, y ({error}); correct them or leave them out", offset
+            ) from error
         if place.shape != (5, 2) or not np.isfinite(place).all():
-            raise FormatError(path, f"{name!r}: points are not five times x, y", offset)
+            raise FormatError(path, f"{name!r}: points are not five times x, y; correct them or leave them out", offset)
         known["points"] = place.ravel().tolist()
     return known
 
@@ -319,7 +329,7 @@ def _check_names(path: Path, names: dict[int, str], count: int) -> None:
     numbers = (int(name) for name in names.values() if name.isdecimal() and name.isascii() and len(name) < 9)
     taken = [n for n in numbers if n < count and n not in names]
     if taken or len(set(names.values())) != len(names):
-        raise FormatError(path, "two labels have the same identity's name")
+        raise FormatError(path, "two labels have the same identity's name; give each its own, or use one label")
 
 
 def _mark(image_id: str) -> bytes:

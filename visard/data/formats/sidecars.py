@@ -35,11 +35,16 @@ def read_points(path: Path, files: Sequence[str]) -> Float32Array | None:
             try:
                 values = [float(text) for text in numbers]
             except ValueError as error:
-                raise FormatError(path, f"line {line}: {error}; expected ten numbers after the name") from error
+                raise FormatError(
+                    path, f"line {line}: {error}; expected ten numbers after the name, correct it or leave the line out"
+                ) from error
             if len(values) != 10 or not np.isfinite(values).all() or max(map(abs, values)) > 1e6:
-                raise FormatError(path, f"line {line}: expected ten coordinates in pixels after the name")
+                raise FormatError(
+                    path,
+                    f"line {line}: expected ten coordinates in pixels after the name; correct it or leave the line out",
+                )
             if row[0] in found:
-                raise FormatError(path, f"line {line}: {row[0]!r} comes twice")
+                raise FormatError(path, f"line {line}: {row[0]!r} comes twice; keep one line for each file")
             found[row[0]] = values
     points = np.full((len(files), 10), np.nan, np.float32)
     for i, file in enumerate(files):
@@ -55,9 +60,12 @@ def read_images(path: Path) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for line, row in _rows(path, IMAGES_HEADER):
         if len(row) != 3 or not row[0] or not row[1]:
-            raise FormatError(path, f"line {line}: expected 'file,id,identity', got {','.join(row)[:60]!r}")
+            raise FormatError(path, f"line {line}: expected 'file,id,identity', got {','.join(row)[:60]!r}; correct it")
         if "\n" in row[1] + row[2] or row[0] in found:
-            raise FormatError(path, f"line {line}: {row[0]!r} comes twice or has a line break in its names")
+            raise FormatError(
+                path,
+                f"line {line}: {row[0]!r} comes twice or has a line break in its names; keep one line for each file",
+            )
         found[row[0]] = (row[1], row[2])
     return found
 
@@ -88,4 +96,4 @@ def _rows(path: Path, header: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
                 if row:
                     yield table.line_num, row
         except csv.Error as error:
-            raise FormatError(path, f"line {table.line_num}: not a line of CSV ({error})") from error
+            raise FormatError(path, f"line {table.line_num}: not a line of CSV ({error}); correct it") from error

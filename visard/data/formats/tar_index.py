@@ -33,10 +33,10 @@ def members(path: Path) -> Iterator[tuple[str, int, int]]:
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
-                raise FormatError(path, "is empty", 0)
+                raise FormatError(path, "is empty; copy it again", 0)
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise FormatError(path, f"cannot be read ({error.strerror})") from error
+        raise FormatError(path, f"cannot be read ({error.strerror}); check the name and its permissions") from error
     with data:
         yield from _members(path, data)
 
@@ -52,7 +52,7 @@ def _members(path: Path, data: mmap.mmap) -> Iterator[tuple[str, int, int]]:
         if head[:3] == b"\x1f\x8b\x08" or head[:3] == b"BZh":
             raise FormatError(path, "is compressed; unpack it, images are compressed already", at)
         if _number(head[148:156]) != sum(head) - sum(head[148:156]) + 8 * 32:
-            raise FormatError(path, "no file starts here: the header's checksum is wrong", at)
+            raise FormatError(path, "no file starts here: the header's checksum is wrong; copy the tar again", at)
         size, kind, start = _number(head[124:136]), head[156:157], at + BLOCK
         if size_ahead is not None and kind in _REGULAR:
             size = size_ahead
@@ -60,7 +60,7 @@ def _members(path: Path, data: mmap.mmap) -> Iterator[tuple[str, int, int]]:
             raise FormatError(path, f"a file of {size} bytes is cut off at {len(data)}; copy it again", at)
         following = start + -(-size // BLOCK) * BLOCK
         if kind in (b"L", b"x") and size > _MAX_EXTENDED:
-            raise FormatError(path, f"a name of {size} bytes", at)
+            raise FormatError(path, f"a name of {size} bytes, more than any file has; copy the tar again", at)
         if kind == b"L":
             name_ahead = data[start : start + size].rstrip(b"\0")
         elif kind == b"x":
@@ -73,7 +73,9 @@ def _members(path: Path, data: mmap.mmap) -> Iterator[tuple[str, int, int]]:
         elif kind in _LEFT_OUT:
             name_ahead, size_ahead = (name_ahead, size_ahead) if kind in (b"g", b"K") else (None, None)
         else:
-            raise FormatError(path, f"a file of kind {kind!r} that is unknown", at)
+            raise FormatError(
+                path, f"a file of kind {kind!r} that is unknown; write the tar again as ustar, GNU or pax", at
+            )
         at = following
 
 
@@ -102,15 +104,15 @@ def _pax(path: Path, data: bytes, start: int) -> tuple[bytes | None, bytes | Non
         end = at + int(length) if length.isdigit() and space else at
         key, equals, value = data[at + len(length) + 1 : end].partition(b"=")
         if end <= at or end > len(data) or not equals or not value.endswith(b"\n"):
-            raise FormatError(path, "an extended header is damaged", start + at)
+            raise FormatError(path, "an extended header is damaged; copy the tar again", start + at)
         found[key] = value[:-1]
         at = end
     if b"GNU.sparse.major" in found or b"GNU.sparse.map" in found:
-        raise FormatError(path, "holds a sparse file, which is not supported", start)
+        raise FormatError(path, "holds a sparse file, which is not supported; pack it again without --sparse", start)
     return found.get(b"path"), found.get(b"size")
 
 
 def _decimal(path: Path, text: bytes, start: int) -> int:
     if not text.isdigit() or len(text) > 18:
-        raise FormatError(path, f"a size of {text[:20]!r} bytes", start)
+        raise FormatError(path, f"a size of {text[:20]!r} bytes is no number; copy the tar again", start)
     return int(text)
