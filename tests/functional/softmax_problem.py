@@ -9,7 +9,7 @@ import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -21,12 +21,13 @@ from torch.utils._pytree import tree_leaves
 from visard.functional import margins
 from visard.functional.margins import Margin, MarginState
 from visard.functional.margins_adaptive import adaface, curricularface, magface
+from visard.functional.soft_targets import SoftTargetsOutput, Teacher, soft_targets, soft_targets_whole
 from visard.functional.softmax import SoftmaxOutput, margin_softmax_whole
 from visard.functional.softmax_chunked import Part, Settings, margin_softmax
 
 T = TypeVar("T")
 
-SCALE = 32.0
+SCALE, TEACHER_SCALE = 32.0, 24.0
 
 COMBINED = functools.partial(margins.combined, m1=1.1, m2=0.3, m3=0.15)
 MARGINS: dict[str, tuple[Margin, MarginState]] = {
@@ -118,6 +119,46 @@ def solved(
             settings=settings, part=part,
         )  # fmt: skip
     return out, [out.loss.detach().double(), *gradients(out.loss, emb, weight)]
+
+
+def teacher_of(p: Problem, *, name: str = "combined", dim: int = 7, centres: int = 1, seed: int = 50) -> Teacher:
+    """Another problem of the same images and classes, in another dimension; a margin of its own."""
+    t = problem(len(p.emb), len(p.weight), dim, centres, seed=seed)
+    margin, state = MARGINS[name]
+    return Teacher(emb=t.emb, weight=t.weight, margin=margin, scale=TEACHER_SCALE, state=state)
+
+
+def distilled(
+    p: Problem,
+    teacher: Teacher,
+    name: str = "combined",
+    *,
+    temperature: float = 4.0,
+    whole: bool = False,
+    dtype: torch.dtype = torch.float64,
+    settings: Settings | None = None,
+    weighted: bool = False,
+    part: Part | None = None,
+    scale: float = SCALE,
+) -> tuple[SoftTargetsOutput, list[Tensor]]:
+    """Output; and loss, divergence and the loss's gradients for embeddings and centres in float64."""
+    p = p.to(dtype)
+    teacher = replace(teacher, emb=teacher.emb.to(dtype), weight=teacher.weight.to(dtype))
+    emb, weight = p.emb.requires_grad_(), p.weight.requires_grad_()
+    margin, state = MARGINS[name]
+    weights = p.weights if weighted else None
+    if whole:
+        out = soft_targets_whole(
+            emb, weight, p.labels, margin, teacher, scale=scale, temperature=temperature, denominator=7, state=state,
+            weights_B=weights, ignored_C=None if settings is None else settings.ignored_C,
+        )  # fmt: skip
+    else:
+        out = soft_targets(
+            emb, weight, p.labels, margin, teacher, scale=scale, temperature=temperature, denominator=7, state=state,
+            weights_N=weights, settings=settings, part=part,
+        )  # fmt: skip
+    assert not out.kl.requires_grad
+    return out, [out.loss.detach().double(), out.kl.double(), *gradients(out.loss, emb, weight)]
 
 
 def emulate(

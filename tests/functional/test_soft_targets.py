@@ -14,52 +14,20 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.functional.softmax_problem import MARGINS, PeakMemory, Problem, emulate, error, gradients, problem
+from tests.functional.softmax_problem import (
+    MARGINS,
+    SCALE,
+    PeakMemory,
+    Problem,
+    distilled,
+    error,
+    gradients,
+    problem,
+    teacher_of,
+)
 from visard.functional import margins, softmax_pieces
-from visard.functional.soft_targets import SoftTargetsOutput, Teacher, soft_targets, soft_targets_whole
-from visard.functional.softmax_chunked import Part, RowBuffer, Settings, margin_softmax
-
-SCALE, TEACHER_SCALE = 32.0, 24.0
-
-
-def teacher_of(p: Problem, *, name: str = "combined", dim: int = 7, centres: int = 1, seed: int = 50) -> Teacher:
-    """Another problem of the same images and classes, in another dimension; a margin of its own."""
-    t = problem(len(p.emb), len(p.weight), dim, centres, seed=seed)
-    margin, state = MARGINS[name]
-    return Teacher(emb=t.emb, weight=t.weight, margin=margin, scale=TEACHER_SCALE, state=state)
-
-
-def solved(
-    p: Problem,
-    teacher: Teacher,
-    name: str = "combined",
-    *,
-    temperature: float = 4.0,
-    whole: bool = False,
-    dtype: torch.dtype = torch.float64,
-    settings: Settings | None = None,
-    weighted: bool = False,
-    part: Part | None = None,
-    scale: float = SCALE,
-) -> tuple[SoftTargetsOutput, list[Tensor]]:
-    """Output; and loss, divergence and the loss's gradients for embeddings and centres in float64."""
-    p = p.to(dtype)
-    teacher = replace(teacher, emb=teacher.emb.to(dtype), weight=teacher.weight.to(dtype))
-    emb, weight = p.emb.requires_grad_(), p.weight.requires_grad_()
-    margin, state = MARGINS[name]
-    weights = p.weights if weighted else None
-    if whole:
-        out = soft_targets_whole(
-            emb, weight, p.labels, margin, teacher, scale=scale, temperature=temperature, denominator=7, state=state,
-            weights_B=weights, ignored_C=None if settings is None else settings.ignored_C,
-        )  # fmt: skip
-    else:
-        out = soft_targets(
-            emb, weight, p.labels, margin, teacher, scale=scale, temperature=temperature, denominator=7, state=state,
-            weights_N=weights, settings=settings, part=part,
-        )  # fmt: skip
-    assert not out.kl.requires_grad
-    return out, [out.loss.detach().double(), out.kl.double(), *gradients(out.loss, emb, weight)]
+from visard.functional.soft_targets import Teacher, soft_targets, soft_targets_whole
+from visard.functional.softmax_chunked import Settings, margin_softmax
 
 
 def assert_equal(
@@ -71,7 +39,9 @@ def assert_equal(
     weighted: bool = False,
 ) -> None:
     """Float64 to rounding; float32 no worse than a few times the whole computation in float32."""
-    solve = functools.partial(solved, p, teacher, name, temperature=temperature, settings=settings, weighted=weighted)
+    solve = functools.partial(
+        distilled, p, teacher, name, temperature=temperature, settings=settings, weighted=weighted
+    )
     _, exact = solve(whole=True)
     _, ours = solve()
     # Student's and teacher's probabilities may cancel out; either alone makes gradients of more than 0.1.
@@ -184,14 +154,14 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(
     p = problem(dtype=dtype)
     margin, state = MARGINS[name]
     teacher = Teacher(emb=p.emb, weight=p.weight, margin=margin, scale=SCALE, state=state)
-    out, (_, kl, emb_grad, weight_grad) = solved(p, teacher, name, temperature=temperature, dtype=dtype)
+    out, (_, kl, emb_grad, weight_grad) = distilled(p, teacher, name, temperature=temperature, dtype=dtype)
     assert out.loss > 0
     assert kl == 0
     assert not emb_grad.any()
     assert not weight_grad.any()
     other = replace(teacher, emb=3.0 * p.emb, weight=0.3 * p.weight)
     if name == "plain":
-        _, (_, kl, emb_grad, weight_grad) = solved(p, other, name, temperature=temperature, dtype=dtype)
+        _, (_, kl, emb_grad, weight_grad) = distilled(p, other, name, temperature=temperature, dtype=dtype)
         bound = 1e-4 if dtype == torch.float32 else 1e-12
         assert max(abs(kl), emb_grad.abs().max(), weight_grad.abs().max()) < bound
 
@@ -202,7 +172,7 @@ def test_a_certain_teacher_is_a_hard_label(chunks: Callable[[int], None]) -> Non
     p = problem(unlabelled=0.0)
     axes = torch.eye(23, dtype=torch.float64)
     teacher = Teacher(emb=axes[p.labels], weight=axes, margin=margins.plain, scale=1e4)
-    _, (loss, kl, emb_grad, weight_grad) = solved(p, teacher, temperature=1.0)
+    _, (loss, kl, emb_grad, weight_grad) = distilled(p, teacher, temperature=1.0)
     emb, weight = p.emb.requires_grad_(), p.weight.requires_grad_()
     hard = margin_softmax(emb, weight, p.labels, MARGINS["combined"][0], scale=SCALE, denominator=7).loss
     for got, right in zip((loss, kl, emb_grad, weight_grad), (hard, hard, *gradients(hard, emb, weight)), strict=True):
@@ -214,17 +184,17 @@ def test_a_tiny_loss_keeps_its_digits(chunks: Callable[[int], None]) -> None:
     p = problem(images=6, classes=40, dim=64, unlabelled=0.0)
     p.emb = p.weight[p.labels] + 0.05 * p.emb
     teacher = Teacher(emb=p.emb * 2 + 0.01, weight=p.weight, margin=margins.plain, scale=30.0)
-    _, (truth, _, _, _) = solved(p, teacher, "plain", temperature=1.0, scale=30.0)
+    _, (truth, _, _, _) = distilled(p, teacher, "plain", temperature=1.0, scale=30.0)
     assert 0 < truth < 1e-6
-    _, (loss, _, _, _) = solved(p, teacher, "plain", temperature=1.0, scale=30.0, dtype=torch.float32)
+    _, (loss, _, _, _) = distilled(p, teacher, "plain", temperature=1.0, scale=30.0, dtype=torch.float32)
     assert loss.item() == pytest.approx(truth.item(), rel=1e-4)
 
 
 def test_unlabelled_images_are_compared_without_margins() -> None:
     p = problem()
     alone = Problem(p.emb, p.weight, torch.full_like(p.labels, -1), p.weights)
-    _, with_margins = solved(alone, teacher_of(p, name="combined"), "combined")
-    _, without = solved(alone, teacher_of(p, name="plain"), "plain")
+    _, with_margins = distilled(alone, teacher_of(p, name="combined"), "combined")
+    _, without = distilled(alone, teacher_of(p, name="plain"), "plain")
     assert with_margins[0] > 0
     for one, other in zip(with_margins, without, strict=True):
         assert torch.equal(one, other)
@@ -252,7 +222,7 @@ def test_one_gradient_alone_is_the_same(wanted: str, chunks: Callable[[int], Non
     chunks(4)
     p = problem()
     teacher = teacher_of(p)
-    _, (_, _, emb_grad, weight_grad) = solved(p, teacher, "magface")
+    _, (_, _, emb_grad, weight_grad) = distilled(p, teacher, "magface")
     tensor = getattr(p, wanted).requires_grad_()
     out = soft_targets(
         p.emb, p.weight, p.labels, MARGINS["magface"][0], teacher, scale=SCALE, temperature=4.0, denominator=7
@@ -267,7 +237,7 @@ def test_kept_logits_change_no_bit(products: torch.dtype | None, centres: int, c
     chunks(4)
     p = problem(images=13, classes=30, centres=centres)
     kept, anew = (
-        solved(p, teacher_of(p), dtype=torch.float32, settings=Settings(keep=keep, products=products))[1]
+        distilled(p, teacher_of(p), dtype=torch.float32, settings=Settings(keep=keep, products=products))[1]
         for keep in (True, False)
     )
     for one, other in zip(kept, anew, strict=True):
@@ -290,8 +260,8 @@ def test_no_images_and_no_classes_left(chunks: Callable[[int], None]) -> None:
     p = problem(unlabelled=1.0)
     teacher = teacher_of(p)
     none = Problem(p.emb[:0], p.weight, p.labels[:0], p.weights[:0])
-    _, nothing = solved(none, replace(teacher, emb=teacher.emb[:0]), weighted=True)
-    _, ignored = solved(p, teacher, settings=Settings(ignored_C=torch.ones(23, dtype=torch.bool)))
+    _, nothing = distilled(none, replace(teacher, emb=teacher.emb[:0]), weighted=True)
+    _, ignored = distilled(p, teacher, settings=Settings(ignored_C=torch.ones(23, dtype=torch.bool)))
     for tensors in (nothing, ignored):
         assert all(not tensor.any() for tensor in tensors)
 
@@ -303,90 +273,11 @@ def test_not_a_number_stays_one() -> None:
     mark = torch.zeros_like(p.emb)
     mark[2, 0] = float("nan")
     for student, taught in ((p.emb + mark, teacher.emb), (p.emb, teacher.emb + mark[:, :1])):
-        _, (loss, kl, emb_grad, _) = solved(replace(p, emb=student), replace(teacher, emb=taught))
+        _, (loss, kl, emb_grad, _) = distilled(replace(p, emb=student), replace(teacher, emb=taught))
         assert loss.isnan()
         assert kl.isnan()
         assert emb_grad[2].isnan().all()
         assert emb_grad[[0, 1, 3]].isfinite().all()
-
-
-BOUNDS = {1: [0, 23], 2: [0, 9, 23], 4: [0, 11, 11, 12, 23]}
-
-
-@pytest.mark.parametrize("name", ["combined", "curricularface", "magface"])
-@pytest.mark.parametrize("centres", [1, 3])
-@pytest.mark.parametrize("processes", BOUNDS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_shards_equal_the_whole(
-    name: str, centres: int, processes: int, dtype: torch.dtype, chunks: Callable[[int], None]
-) -> None:
-    """Uneven parts, one of four empty, one of a single class; each process counts its own images' loss."""
-    chunks(4)
-    p = problem(images=13, centres=centres)
-    teacher = teacher_of(p, name="adaface")
-    ignored = torch.arange(23) % 5 == 2
-    _, exact = solved(p, teacher, name, whole=True, settings=Settings(ignored_C=ignored), weighted=True)
-    bounds = BOUNDS[processes]
-
-    def work(rank: int, add: Callable[[Tensor], Tensor], most: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        first, last = bounds[rank], bounds[rank + 1]
-        here = (p.labels >= first) & (p.labels < last)
-        part = Part(
-            own_class_N=torch.where(here, p.labels - first, -1),
-            images=slice(13 * rank // processes, 13 * (rank + 1) // processes),
-            add=add,
-            most=most,
-        )
-        mine = Problem(p.emb.clone(), p.weight[first:last].clone(), p.labels, p.weights)
-        frozen = replace(teacher, weight=teacher.weight[first:last])
-        settings = Settings(ignored_C=ignored[first:last])
-        return solved(mine, frozen, name, settings=settings, weighted=True, part=part, dtype=dtype)[1]
-
-    results = emulate(processes, work)
-    bound = 1e-11 if dtype == torch.float64 else 1e-5
-    for i in range(3):
-        assert error(sum(tensors[i] for tensors in results), exact[i]) < bound
-    assert error(torch.cat([tensors[3] for tensors in results]), exact[3]) < bound
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_sampled_classes_are_a_problem_of_their_own(processes: int, chunks: Callable[[int], None]) -> None:
-    """The teacher's distribution is that over the sampled classes; gradients add up in the hard loss's buffer."""
-    chunks(4)
-    p = problem(images=13)
-    teacher = teacher_of(p)
-    known = p.labels >= 0
-    sampled = torch.unique(torch.cat([p.labels[known], torch.arange(0, 23, 4)]))
-    small = Problem(p.emb, p.weight[sampled], torch.where(known, torch.searchsorted(sampled, p.labels), -1), p.weights)
-    _, exact = solved(small, replace(teacher, weight=teacher.weight[sampled]), whole=True)
-    bounds = {1: [0, 23], 2: [0, 9, 23]}[processes]
-
-    def work(
-        rank: int, add: Callable[[Tensor], Tensor], most: Callable[[Tensor], Tensor]
-    ) -> tuple[list[Tensor], Tensor]:
-        first, last = bounds[rank], bounds[rank + 1]
-        mine = sampled[(sampled >= first) & (sampled < last)]
-        here = (p.labels >= first) & (p.labels < last)
-        buffer = RowBuffer()
-        part = Part(
-            own_class_N=torch.where(here, torch.searchsorted(mine, p.labels), -1),
-            sampled_C=mine - first,
-            gradient=buffer,
-            images=slice(None) if processes == 1 else slice(7 * rank, 7 + 6 * rank),
-            add=add,
-            most=most,
-        )
-        shard = Problem(p.emb.clone(), p.weight[first:last].clone(), p.labels, p.weights)
-        _, tensors = solved(shard, replace(teacher, weight=teacher.weight[first:last]), part=part)
-        once = buffer.rows().clone()
-        solved(shard, replace(teacher, weight=teacher.weight[first:last]), part=part)
-        torch.testing.assert_close(buffer.rows(), 2 * once)
-        return tensors, once
-
-    results = emulate(processes, work)
-    for i in range(3):
-        assert error(sum(tensors[i] for tensors, _ in results), exact[i]) < 1e-11
-    assert error(torch.cat([rows for _, rows in results]), exact[3]) < 1e-11
 
 
 @pytest.mark.parametrize(("temperature", "bound"), [(1.0, 3e-2), (4.0, 1.5e-2)])
@@ -394,9 +285,9 @@ def test_bfloat16_products(temperature: float, bound: float) -> None:
     """What `soft_targets` states."""
     p = problem(images=64, classes=5000, dim=256, seed=2, dtype=torch.float32)
     teacher = teacher_of(p, dim=128)
-    _, exact = solved(p, teacher, whole=True, scale=64.0, temperature=temperature)
+    _, exact = distilled(p, teacher, whole=True, scale=64.0, temperature=temperature)
     rounded = Settings(products=torch.bfloat16)
-    _, ours = solved(p, teacher, settings=rounded, dtype=torch.float32, scale=64.0, temperature=temperature)
+    _, ours = distilled(p, teacher, settings=rounded, dtype=torch.float32, scale=64.0, temperature=temperature)
     loss, kl, emb_grad, weight_grad = (
         ((got - right).norm() / right.norm()).item() for got, right in zip(ours, exact, strict=True)
     )
@@ -424,7 +315,7 @@ def test_half_precision_of_the_teacher_and_of_embeddings() -> None:
     assert ours.dtype == torch.float32
     assert torch.equal(ours, loss(exactly))
     assert scaled.dtype == torch.float16
-    _, (_, _, emb_grad, _) = solved(replace(p, emb=emb.detach().float()), exactly)
+    _, (_, _, emb_grad, _) = distilled(replace(p, emb=emb.detach().float()), exactly)
     assert error(scaled.double() / 256.0, emb_grad) < 2e-3
 
 

@@ -2,9 +2,10 @@
 
 In: the student's embeddings, centres and margin, and the teacher's (`Teacher`), all frozen, of the same classes in the
 same order; their embedding sizes may differ. Out: the loss, with exact gradients for the student. `soft_targets_whole`
-is the definition; `soft_targets` equals it class chunk by class chunk, on one process or on several that each hold some
-of the classes. Both softmaxes' logits are divided by the temperature T, margins included; as the gradient shrinks by
-about 1 / T**2, the caller multiplies the loss by T**2 to weigh it against a hard loss of the same scale.
+is the definition; `soft_targets` equals it class chunk by class chunk (`soft_targets_pieces.py`), on one process or on
+several that each hold some of the classes. Both softmaxes' logits are divided by the temperature T, margins included;
+as the gradient shrinks by about 1 / T**2, the caller multiplies the loss by T**2 to weigh it against a hard loss of the
+same scale.
 
 Which images: every one; whoever wants fewer gives the others the weight 0. At an image's own class both logits carry
 their margin; an unlabelled image has no own class, and plain cosines alone are compared. Regularisers of margins
@@ -14,10 +15,9 @@ is the one that `margin_softmax`, the hard loss, gives.
 Sources: Hinton et al. (arXiv:1503.02531), Sec. 2, for soft targets and T; with margins, Nekhaev et al., "Margin based
 knowledge distillation for mobile face recognition" (ICMV 2019), as MarginDistillation (arXiv:2003.02586) describes it.
 
-Letters: N (B) images, D the student's embedding size, E the teacher's, C classes, K centres of a class, H classes of a
-chunk.
+Letters: N (B) images, D the student's embedding size, E the teacher's, C classes, K centres of a class.
 Numerics: as `softmax_chunked.py`; both pieces of the cross-entropy are taken relative to the student's largest logit,
-so that a small loss keeps its digits. At s = 64 losses are within 1e-6 of float64's and gradients within 4e-6 (by norm);
+so that a small loss keeps its digits. At s = 64 losses are within 1e-6 of float64's, gradients within 4e-6 (by norm);
 with bf16 products within 1.3e-3 and 6 % at T = 1, 1.2e-5 and 3 % at T = 4: probabilities of both sides are rounded, and
 the gradient is their difference.
 """
@@ -25,16 +25,17 @@ the gradient is their difference.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from visard.functional.margins import Margin, MarginState, harden
+from visard.functional.soft_targets_pieces import Pair, pair_gradients, pair_sums
 from visard.functional.softmax import cosines
 from visard.functional.softmax_chunked import Job, Part, Settings, descend, job_of, worth_keeping
-from visard.functional.softmax_pieces import EXCLUDED, LEAST_COS, LogitGradient, Negatives, Workspace, sum_type
+from visard.functional.softmax_pieces import EXCLUDED, LogitGradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ def soft_targets(
     """`soft_targets_whole` without any (N, C) matrix, forward and backward.
 
     Costs two products forward (the student's cosines and the teacher's) and four backward, two of them those cosines
-    again unless they were kept. Peak extra memory is O((N + H) (D + E) + N H).
+    again unless they were kept. Peak extra memory is O((N + H) (D + E) + N H) for chunks of H classes.
 
     Where other processes hold other classes, each calls this with all images, its own classes' centres of both and a
     `part`; the gradient of the embeddings is then this process's summand. Where `part` samples classes, their rows of
@@ -190,7 +191,7 @@ def soft_targets(
                 (emb_ND, weight, margin, scale, state or {}),
                 (teacher.emb.to(emb_ND.dtype), teacher.weight, teacher.margin, teacher.scale, teacher.state),
             )
-            pair = _Pair(
+            pair = Pair(
                 *(
                     _unhardened(job_of(emb, centres, labels_N, m, s / temperature, past, _no_images, settings, part))
                     for emb, centres, m, s, past in sides
@@ -200,146 +201,18 @@ def soft_targets(
     return SoftTargetsOutput(loss, kl)
 
 
-class _Pair(NamedTuple):
-    """The problems of both sides, whose classes, images and exclusions are the same."""
-
-    student: Job
-    teacher: Job
-
-    def workspaces(self) -> tuple[Workspace, Workspace]:
-        """Buffers of both, with the same chunks."""
-        sides = self.student.negatives, self.teacher.negatives
-        centres = max(side.centres for side in sides)
-        return Workspace(sides[0], centres), Workspace(sides[1], centres)
-
-
-class _Sums(NamedTuple):
-    """Sums over the negatives of each image; all (N,), float64 where the device has it, but for the largest.
-
-    Args:
-        student_largest_N: largest logit of the student's.
-        student_total_N: sum of exp(logit - largest).
-        teacher_largest_N: the teacher's.
-        teacher_total_N: the teacher's.
-        crossed_N: sum of exp(teacher's logit - its largest) * (student's logit - its largest).
-        self_N: sum of exp(teacher's logit - its largest) * (teacher's logit - its largest).
-    """
-
-    student_largest_N: Tensor
-    student_total_N: Tensor
-    teacher_largest_N: Tensor
-    teacher_total_N: Tensor
-    crossed_N: Tensor
-    self_N: Tensor
-
-    def over_processes(self, part: Part, kind: torch.dtype) -> _Sums:
-        """Those of all processes' negatives."""
-        student_N, teacher_N = part.most(self.student_largest_N), part.most(self.teacher_largest_N)
-        precise = self.student_total_N.dtype
-        # A process without negatives has infinitely lower ones: its totals, 0, stay 0.
-        lower_N, teacher_lower_N = self.student_largest_N - student_N, self.teacher_largest_N - teacher_N
-        shrunk_N = teacher_lower_N.exp().to(precise)
-
-        def add(values_N: Tensor) -> Tensor:
-            return part.add(values_N.to(kind)).to(precise)
-
-        return _Sums(
-            student_N,
-            add(self.student_total_N * lower_N.exp().to(precise)),
-            teacher_N,
-            add(self.teacher_total_N * shrunk_N),
-            add((self.crossed_N + self.teacher_total_N * lower_N.to(precise)) * shrunk_N),
-            add((self.self_N + self.teacher_total_N * teacher_lower_N.to(precise)) * shrunk_N),
-        )
-
-
-def _negative_sums(pair: _Pair, kept: tuple[Tensor | None, Tensor | None]) -> _Sums:
-    """One pass over the classes here; fills `kept` as `softmax_pieces.negative_sums` does."""
-    n = pair.student.negatives
-    student_N = n.unit_ND.new_full((len(n.unit_ND),), EXCLUDED)
-    teacher_N = student_N.clone()
-    precise = sum_type(student_N)
-    student_total_N = torch.zeros(len(student_N), dtype=precise, device=student_N.device)
-    teacher_total_N, crossed_N, self_N = (torch.zeros_like(student_total_N) for _ in range(3))
-    works = pair.workspaces()
-    for chunks in zip(*(work.chunks() for work in works), strict=True):
-        (student_free_NH, student_NH, _), (teacher_free_NH, teacher_NH, _) = (
-            work.logits(chunk, side, fresh=True) for work, chunk, side in zip(works, chunks, kept, strict=True)
-        )
-        before_N, teacher_before_N = student_N, teacher_N
-        student_N = torch.maximum(before_N, student_NH.amax(1))
-        teacher_N = torch.maximum(teacher_before_N, teacher_NH.amax(1))
-        lower_N, teacher_lower_N = before_N - student_N, teacher_before_N - teacher_N
-        student_NH.sub_(student_N.unsqueeze(1))
-        teacher_NH.sub_(teacher_N.unsqueeze(1))
-        # What was added up so far, relative to the new largest ones.
-        shrunk_N = teacher_lower_N.exp().to(precise)
-        teacher_total_N.mul_(shrunk_N)
-        crossed_N.mul_(shrunk_N).add_(teacher_total_N * lower_N)
-        self_N.mul_(shrunk_N).add_(teacher_total_N * teacher_lower_N)
-        student_total_N.mul_(lower_N.exp())
-        share_NH = torch.exp(teacher_NH, out=teacher_free_NH)
-        teacher_total_N.add_(share_NH.sum(1))
-        crossed_N.add_(torch.mul(share_NH, student_NH, out=student_free_NH).sum(1))
-        self_N.add_(teacher_NH.mul_(share_NH).sum(1))
-        student_total_N.add_(student_NH.exp_().sum(1))
-    # Excluded logits alone have a largest among them too, which counted as exp(0).
-    for side, largest_N, totals in (
-        (n, student_N, (student_total_N,)),
-        (pair.teacher.negatives, teacher_N, (teacher_total_N, crossed_N, self_N)),
-    ):
-        for total_N in totals:
-            total_N.masked_fill_(largest_N < LEAST_COS * side.scale, 0.0)
-    return _Sums(student_N, student_total_N, teacher_N, teacher_total_N, crossed_N, self_N)
-
-
-def _gradients(
-    pair: _Pair,
-    g: LogitGradient,
-    teacher: tuple[Tensor, Tensor],
-    kept: tuple[Tensor | None, Tensor | None],
-    unit_grad_ND: Tensor | None,
-    weight_grad_RD: Tensor | None,
-    accumulate: bool,
-) -> None:
-    """`softmax_pieces.gradients`, where the gradient of a logit is student's less teacher's probability.
-
-    A probability is exp(logit - largest) * exp(largest - log-sum-exp): the largest is exact where the other is rounded.
-
-    Args:
-        pair: both problems.
-        g: the student's; `shift_N` is the largest logit, `factor_N` has the second exp in it.
-        teacher: those two of the teacher's.
-        kept: what `_negative_sums` filled.
-        unit_grad_ND: see `softmax_pieces.gradients`.
-        weight_grad_RD: likewise.
-        accumulate: likewise.
-    """
-    works = pair.workspaces()
-    shift_N1, factor_N1, teacher_shift_N1, teacher_factor_N1 = (
-        values_N.unsqueeze(1) for values_N in (g.shift_N, g.factor_N, *teacher)
-    )
-    for chunks in zip(*(work.chunks() for work in works), strict=True):
-        (plain_NH, share_NH, winner_NH), (_, teacher_NH, _) = (
-            work.logits(chunk, side, fresh=False) for work, chunk, side in zip(works, chunks, kept, strict=True)
-        )
-        teacher_NH.sub_(teacher_shift_N1).exp_().mul_(teacher_factor_N1)
-        share_NH.sub_(shift_N1).exp_().mul_(factor_N1).sub_(teacher_NH)
-        works[0].descend(chunks[0], plain_NH, share_NH, winner_NH, g, unit_grad_ND, weight_grad_RD, accumulate)
-
-
 class _TwoSoftmaxes(torch.autograd.Function):
     """(emb, weight) -> loss and divergence, in two passes over the classes of both sides."""
 
     @staticmethod
     def forward(
-        ctx: Any, emb_ND: Tensor, weight: Tensor, pair: _Pair, weights_N: Tensor | None, denominator: int
+        ctx: Any, emb_ND: Tensor, weight: Tensor, pair: Pair, weights_N: Tensor | None, denominator: int
     ) -> tuple[Tensor, Tensor]:
         student, teacher = pair
         labelled_N, kind = student.labelled_N, emb_ND.dtype
         keep = any(ctx.needs_input_grad[:2]) and worth_keeping(student) and worth_keeping(teacher)
-        kept = (_room(student.negatives), _room(teacher.negatives)) if keep else (None, None)
-        sums = _negative_sums(pair, kept).over_processes(student.part, kind)
+        kept = pair.room() if keep else (None, None)
+        sums = pair_sums(pair, kept).over_processes(student.part, kind)
         own = [(side.negatives.scale * side.margined.cos).to(sums.self_N.dtype) for side in pair]
         # Log-sum-exps with the own class; an image with no class at all has -inf.
         all_student_N, all_teacher_N = (
@@ -381,7 +254,7 @@ class _TwoSoftmaxes(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         emb_ND, shift_N, share_N, teacher_shift_N, teacher_share_N, own_N, weights_N = ctx.saved_tensors
-        pair: _Pair = ctx.pair
+        pair: Pair = ctx.pair
         student = pair.student
         factor_N = (grad * student.negatives.scale / ctx.denominator).expand(len(emb_ND))
         if weights_N is not None:
@@ -391,7 +264,7 @@ class _TwoSoftmaxes(torch.autograd.Function):
         teacher = teacher_shift_N, factor_N * teacher_share_N
 
         def fill(unit_grad_ND: Tensor | None, weight_grad_RD: Tensor | None, accumulate: bool) -> None:
-            _gradients(pair, g, teacher, ctx.kept, unit_grad_ND, weight_grad_RD, accumulate)
+            pair_gradients(pair, g, teacher, ctx.kept, unit_grad_ND, weight_grad_RD, accumulate)
 
         by_length_N = factor_N * own_N * student.norm_slope_N
         results = descend(student, emb_ND, ctx.needs_input_grad[:2], by_length_N, fill)
@@ -406,8 +279,3 @@ def _unhardened(job: Job) -> Job:
         return job
     threshold_N = torch.where(job.labelled_N, hard.threshold, float("inf"))
     return replace(job, negatives=replace(job.negatives, hard=hard._replace(threshold=threshold_N)))
-
-
-def _room(n: Negatives) -> Tensor:
-    """Where all products of one side are kept."""
-    return n.unit_ND.new_empty(len(n.unit_ND) * n.classes * n.centres, dtype=n.products)
