@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from visard import quickstart
 from visard.cli import COMMANDS, main
 
 WORDS = [(name,) for name, command in COMMANDS.items() if not command.words]
@@ -66,6 +68,24 @@ def test_every_command_says_what_is_missing(words: tuple[str, ...], capsys: pyte
 )
 def test_the_line(arguments: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, *arguments.split()).startswith(f"{line};") or said(capsys, *arguments.split()) == line
+
+
+def test_a_misspelt_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["traim", "x"]) == 2
+    said = capsys.readouterr().err
+    assert said == "visard: unknown command 'traim'; did you mean train?; `visard --help` lists them\n"
+
+
+def test_quickstart_deletes_nothing_that_it_did_not_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quickstart, "visard", lambda words: 3)
+    for name, code in (("faces", 3), ("thesis", 2)):
+        (tmp_path / "quickstart" / name).mkdir(parents=True)
+        assert quickstart.main() == code
+    assert capsys.readouterr().err == "quickstart/ holds thesis, which quickstart did not make; move it away\n"
+    assert (tmp_path / "quickstart" / "thesis").is_dir()
 
 
 @pytest.mark.parametrize(

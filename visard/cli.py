@@ -7,6 +7,7 @@ Exit codes: 0 the work was done, 2 a mistake in the input or settings, 130 inter
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import importlib
 import io
@@ -97,7 +98,8 @@ def _run(arguments: list[str]) -> int:
             print(completion.script(_shell(arguments), _completed_words()))
             return 0
         if name not in COMMANDS:
-            raise UserError(f"unknown command {name!r}; `visard --help` lists them")
+            meant = "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(name, COMMANDS, 1))
+            raise UserError(f"unknown command {name!r}{meant}; `visard --help` lists them")
         as_json = "--json" in arguments
         answer = _dispatch(name, [a for a in arguments if a != "--json"])
     except UserError as error:

@@ -26,6 +26,9 @@ STEPS = (
     f"report {HERE}/run {HERE}/evaluation/result.json {HERE}/report.html",
 )
 
+MADE = {"faces", "unseen", "run", "evaluation", "model.onnx", "model.spec.json", "report.html"}
+"""What the steps leave in `HERE`, besides hidden files when they are stopped."""
+
 NEXT = f"""
 Done in {{minutes:.1f}} minutes. Open {HERE}/report.html.
 
@@ -40,6 +43,9 @@ For your own photographs, in folders named after the people in them:
 def main() -> int:
     """Runs the steps; the first that fails ends it with its own exit code."""
     if HERE.exists():
+        if others := sorted(path.name for path in HERE.iterdir() if path.name not in MADE and path.name[0] != "."):
+            print(f"{HERE}/ holds {others[0]}, which quickstart did not make; move it away", file=sys.stderr)
+            return 2
         shutil.rmtree(HERE)
     HERE.mkdir()
     started = time.monotonic()

@@ -114,7 +114,8 @@ def test_csv_gives_back_what_was_written(tmp_path: Path) -> None:
         ("f.jsonl", json.dumps({"id": "a"}), "line 1: 'points' is missing"),
         ("f.jsonl", json.dumps({"id": "a", "points": POINTS, "box": [1, 2]}), "not x, y, width, height"),
         ("f.jsonl", "[1, 2]", "expected an object"),
-        ("f.csv", "id,x1,y1\na,1,2\n", "line 2: 'points' is missing"),
+        ("f.csv", "id,x1,y1\na,1,2\n", "line 1: the column x2 is missing; expected id, x1, y1 ... x5, y5"),
+        ("f.csv", ",".join(CSV_COLUMNS) + "\na" + "," * 6 + "7" + "," * 9 + "\n", "line 2: 'points' is missing"),
         ("f.csv", ",".join(CSV_COLUMNS) + "\na" + ",x" * 15 + "\n", "line 2: could not convert"),
     ],
 )
@@ -122,6 +123,24 @@ def test_a_bad_line_is_named(tmp_path: Path, name: str, text: str, problem: str)
     (tmp_path / name).write_text(text)
     with pytest.raises(FormatError, match=problem):
         read_detections(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("f.jsonl", json.dumps({"id": "a", "points": None}) + "\n" + json.dumps({"id": "b", "points": POINTS})),
+        ("f.csv", ",".join(CSV_COLUMNS) + "\na" + "," * 15 + "\nb" + ",1" * 15 + "\n"),
+    ],
+)
+def test_a_line_without_points_says_that_there_is_no_face(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    detector = FileDetector(read_detections(tmp_path / name))
+    photograph = np.zeros((9, 9, 3), np.uint8)
+    assert [(i, detector.lists(i), len(detector.detect(photograph, i))) for i in "abc"] == [
+        ("a", True, 0),
+        ("b", True, 1),
+        ("c", False, 0),
+    ]
 
 
 def test_a_missing_or_foreign_file_is_named(tmp_path: Path) -> None:

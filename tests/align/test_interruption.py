@@ -181,7 +181,7 @@ def test_other_settings_do_not_go_on_with_the_work(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop_halfway(folder, tmp_path / "out", monkeypatch)
-    with pytest.raises(UserError, match=r"unfinished run with another quality, size; .*--overwrite"):
+    with pytest.raises(UserError, match=r"unfinished run with other quality, size; .*--overwrite"):
         prepare(folder / "src", tmp_path / "out", detections=folder / "src.jsonl", size=64, quality=80)
     assert finished_shards(tmp_path / "out") == 5
     prepare(folder / "src", tmp_path / "out", detections=folder / "src.jsonl", quality=80, overwrite=True)
@@ -196,7 +196,7 @@ def test_other_photographs_do_not_go_on_with_the_work(
     shutil.copy(folder / "src.jsonl", tmp_path / "src.jsonl")
     stop_halfway(tmp_path, tmp_path / "out", monkeypatch)
     (source / "person-0" / "0.jpg").unlink()
-    with pytest.raises(UserError, match="unfinished run with another photographs"):
+    with pytest.raises(UserError, match="unfinished run with other photographs"):
         prepare(source, tmp_path / "out", detections=tmp_path / "src.jsonl")
 
 

@@ -56,6 +56,8 @@ def test_a_dead_link_is_a_photograph_that_cannot_be_read(tmp_path: Path) -> None
 def test_nothing_to_do_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         find_photographs(tmp_path / "none")
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        find_photographs(Path(__file__))
     with pytest.raises(UserError, match="no photographs found"):
         find_photographs(tmp_path)
 

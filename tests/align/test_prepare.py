@@ -96,7 +96,7 @@ def test_every_photograph_ends_in_exactly_one_place(tmp_path: Path) -> None:
         "person-0/unsure.png": {"points": points.tolist(), "score": 0.2},
         "person-0/tiny.png": {"points": points.tolist(), "score": 0.9, "box": [80, 70, 12, 12]},
         "person-1/one-point.png": {"points": [[7, 7]] * 5, "score": 0.9, "box": [0, 0, 50, 50]},
-        "only-bad/1.png": None,
+        "only-bad/1.png": {"points": None},
     }
     with detections.open("a") as file:
         for name, face in extra.items():
@@ -110,7 +110,7 @@ def test_every_photograph_ends_in_exactly_one_place(tmp_path: Path) -> None:
     value = prepare(source, tmp_path / "out", detections=detections, min_score=0.5)
     reasons = left_out(tmp_path / "out")
     assert {name: reason for name, (reason, _) in reasons.items()} == {
-        "person-0/not-listed.png": "no face",
+        "person-0/not-listed.png": "not listed",
         "person-0/unsure.png": "low score",
         "person-0/tiny.png": "too small",
         "person-1/one-point.png": "bad points",
@@ -125,8 +125,9 @@ def test_every_photograph_ends_in_exactly_one_place(tmp_path: Path) -> None:
     assert not ids & set(reasons)
     assert (value["photographs"], value["crops"], value["left_out"]) == (14, 6, 8)
     assert value["reasons"] == {
-        "bad points": 1, "low score": 1, "no face": 2, "too small": 1, "unreadable": 2, "unusable name": 1,
-    }  # fmt: skip
+        **{"bad points": 1, "low score": 1, "no face": 1, "not listed": 1},
+        **{"too small": 1, "unreadable": 2, "unusable name": 1},
+    }
     assert value["identities_left_out"] == 1
     assert value["other_files"] == {".mp4": 1}
     assert json.loads((tmp_path / "out" / "report.json").read_text()).items() <= value.items()
@@ -234,12 +235,23 @@ def test_mistakes_are_named(tmp_path: Path, settings: dict[str, Any], message: s
 
 def test_no_crop_at_all_is_an_error(tmp_path: Path) -> None:
     photograph_folder(tmp_path / "src", people=1, images=2)
-    (tmp_path / "none.jsonl").write_text("")
-    with pytest.raises(
-        UserError, match=r"none of the 2 photographs gave a crop: no face 2; the first, person-0/0\.jpg"
-    ):
-        prepare(tmp_path / "src", tmp_path / "out", detections=tmp_path / "none.jsonl")
-    assert not (tmp_path / "out").exists()
+    text = {
+        "none.jsonl": "".join(json.dumps({"id": f"person-0/{k}.jpg", "points": None}) + "\n" for k in range(2)),
+        "strange.jsonl": json.dumps({"id": "elsewhere/person-0/0.jpg", "points": [[k, k] for k in range(5)]}),
+        "broken.jsonl": "{",
+    }
+    messages = {
+        "none.jsonl": r"none of the 2 photographs gave a crop: no face 2; the first, person-0/0\.jpg",
+        "strange.jsonl": r"names none of the 2 photographs; its ids must be .*/src, such as person-0/0\.jpg",
+        "broken.jsonl": "line 1 is not JSON",
+    }
+    for name, message in messages.items():
+        (tmp_path / name).write_text(text[name])
+        with pytest.raises(UserError, match=message):
+            prepare(tmp_path / "src", tmp_path / "out", detections=tmp_path / name)
+        assert not (tmp_path / "out").exists()
+    # What the mistakes left is nothing that other settings could spoil.
+    assert prepare(tmp_path / "src", tmp_path / "out", detections=tmp_path / "src.jsonl")["crops"] == 2
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from visard.align.detector import Detector, largest_central
+from visard.align.detector import Detector, FileDetector, largest_central
 from visard.align.photographs import UnreadableError, decode, encode_jpeg, is_jpeg, read_bytes
 from visard.align.shards import Outcome
 from visard.functional.geometry import similarity_transform, template, warp_crop, warp_points
@@ -68,6 +68,8 @@ def _take_aligned(image_id: str, data: bytes, image: UInt8Array, rule: CropRule)
 
 
 def _align(image_id: str, image: UInt8Array, rule: CropRule, detector: Detector) -> Outcome:
+    if isinstance(detector, FileDetector) and not detector.lists(image_id):
+        return Outcome(id=image_id, reason="not listed", detail="the file of detections does not name it")
     faces = detector.detect(image, image_id)
     confident = [face for face in faces if face.score >= rule.min_score]
     face = largest_central(confident)

@@ -77,6 +77,10 @@ class FileDetector:
     def __init__(self, detections: Mapping[str, Sequence[Detection]]) -> None:
         self._detections = detections
 
+    def lists(self, image_id: str) -> bool:
+        """Whether the file has a line for the photograph, be it without a face."""
+        return image_id in self._detections
+
     def detect(self, image: UInt8Array, image_id: str = "") -> list[Face]:
         """The faces listed for `image_id`; none if it is not listed."""
         return [
@@ -88,8 +92,8 @@ def read_detections(path: Path) -> dict[str, list[Detection]]:
     """Detections by image id from a `.csv` or `.jsonl` file, one face a line.
 
     CSV: a header with `id`, x1, y1 ... x5, y5, and optionally `score` (1 if absent) and `x`, `y`, `width`, `height`.
-        JSON lines:
-    {"id": "a/1.jpg", "points": [[x, y], ...five], "score": 0.98, "box": [x, y, width, height]}, score and box optional.
+    JSON lines: {"id": "a/1.jpg", "points": [[x, y], ... five], "score": 0.98, "box": [x, y, width, height]}, score and
+    box optional. A line with an id and no point (empty cells, "points": null) says that the photograph shows no face.
     Without a box, the face's box is the square about the points, twice as wide as they spread.
 
     Raises:
@@ -108,7 +112,9 @@ def read_detections(path: Path) -> dict[str, list[Detection]]:
         except (KeyError, TypeError, ValueError) as error:
             problem = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
             raise FormatError(path, f"line {line}: {problem}; a line needs an id and five points") from error
-        found.setdefault(image_id, []).append(detection)
+        faces = found.setdefault(image_id, [])
+        if detection is not None:
+            faces.append(detection)
     return found
 
 
@@ -120,10 +126,15 @@ def csv_row(image_id: str, score: float, box: Iterable[float], points: Iterable[
 def _csv_rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
+        absent = [name for name in ("id", *POINT_COLUMNS) if name not in (reader.fieldnames or ())]
+        if absent:
+            raise FormatError(path, f"line 1: the column {absent[0]} is missing; expected id, x1, y1 ... x5, y5")
         for row in reader:
             values: dict[str, Any] = {"id": row["id"]} if row.get("id") else {}
             if all(row.get(name) for name in POINT_COLUMNS):
                 values["points"] = np.reshape([row[name] for name in POINT_COLUMNS], (5, 2))
+            elif not any(row.get(name) for name in POINT_COLUMNS):
+                values["points"] = None
             if row.get("score"):
                 values["score"] = row["score"]
             box = [row.get(name) for name in ("x", "y", "width", "height")]
@@ -144,9 +155,11 @@ def _json_rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
                     ) from error
 
 
-def _parse(row: dict[str, Any]) -> tuple[str, Detection]:
+def _parse(row: dict[str, Any]) -> tuple[str, Detection | None]:
     if not isinstance(row, dict):
         raise ValueError("expected an object")
+    if row["points"] is None:
+        return str(row["id"]), None
     points = np.asarray(row["points"], dtype=np.float32)
     if points.shape != (5, 2):
         raise ValueError(f"points have the shape {points.shape}, expected five of (x, y)")

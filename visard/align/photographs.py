@@ -54,7 +54,8 @@ def find_photographs(source: Path) -> tuple[list[Photograph], dict[str, int]]:
         UserError: `source` is not a folder, or holds no photograph.
     """
     if not source.is_dir():
-        raise UserError(f"{source}: no such folder; give the folder that holds one folder of photographs per person")
+        what = "is a file, not a folder" if source.exists() else "no such folder"
+        raise UserError(f"{source}: {what}; give the folder that holds one folder of photographs per person")
     found: list[Photograph] = []
     others: Counter[str] = Counter()
     seen_folders: set[tuple[int, int]] = set()

@@ -122,7 +122,7 @@ def main(config: PrepareConfig) -> Answer:
                 return Answer(value={"out": str(config.out), **report}, text=_text(config.out, report))
             raise UserError(f"{config.out} exists already; name another folder, or give --overwrite to replace it")
         job.require_own()
-        if config.overwrite and job.changed_settings():
+        if job.changed_settings() and (config.overwrite or not job.finished()):
             job.clear()
         finished = job.begin()
         try:
@@ -210,7 +210,7 @@ def _assemble(
     target = job.directory / "assembled"
     shutil.rmtree(target, ignore_errors=True)  # of a run that was stopped before it was moved into place
     if not any(not outcome.reason for outcome in _outcomes(job)):
-        _raise_no_crop(job)
+        _raise_no_crop(config, job)
     identities = {photograph.id: photograph.identity for photograph in job.photographs}
     people: set[str | None] = set()
     unlabelled = 0
@@ -281,10 +281,15 @@ def _finished_report(out: Path, job: Job) -> dict[str, Any] | None:
     return report if isinstance(report, dict) and report.get("job") == job.description else None
 
 
-def _raise_no_crop(job: Job) -> None:
+def _raise_no_crop(config: PrepareConfig, job: Job) -> None:
     counts = Counter(outcome.reason for outcome in _outcomes(job))
     first = next(_outcomes(job))
     job.clear()
+    if set(counts) == {"not listed"}:
+        raise UserError(
+            f"{config.detections} names none of the {len(job.photographs):,} photographs; its ids must be their paths "
+            f"below {config.src}, such as {first.id}"
+        )
     raise UserError(
         f"none of the {len(job.photographs):,} photographs gave a crop: {_listed(counts)}; "
         f"the first, {first.id}: {first.detail}"

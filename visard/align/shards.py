@@ -96,11 +96,15 @@ class Job:
         changed = self.changed_settings()
         if changed:
             raise UserError(
-                f"{self.directory} holds an unfinished run with another {', '.join(changed)}; "
+                f"{self.directory} holds an unfinished run with other {', '.join(changed)}; "
                 "repeat that command to finish it, or give --overwrite to begin again"
             )
         for stale in self.directory.glob("*.tmp-*"):
             stale.unlink(missing_ok=True)
+        return self.finished()
+
+    def finished(self) -> set[int]:
+        """The shards that are done, whatever the settings were."""
         return {shard for shard in range(self.shards) if self.path(shard).exists()}
 
     def changed_settings(self) -> list[str]:
@@ -115,7 +119,9 @@ class Job:
         if not isinstance(begun, dict) or "photographs_sha256" not in begun:
             raise self._strange()
         names = {**begun, **self.description}
-        return [name for name in names if begun.get(name) != self.description.get(name)]
+        changed = [name for name in names if begun.get(name) != self.description.get(name)]
+        # How many photographs and which are told as one.
+        return list(dict.fromkeys(name.removesuffix("_sha256") for name in changed))
 
     def is_own(self) -> bool:
         """Whether the directory was made by `begin`."""
