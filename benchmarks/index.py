@@ -100,7 +100,8 @@ def report(title: str, found: dict, *, aim: bool = False) -> None:
         good = found["open_s"] < AIM_SECONDS and used["VmHWM"] < AIM_BYTES
         verdict = f"   aim {AIM_SECONDS:g} s and {AIM_BYTES / 1e9:g} GB in all: {'reached' if good else 'NOT REACHED'}"
     print(
-        f"{title}: open {found['open_s']:.2f} s ({found['open_cpu_s']:.2f} s of the processor), labels {found['labels_s']:.2f} s; own memory +{grown / 1e6:.0f} MB, "
+        f"{title}: open {found['open_s']:.2f} s ({found['open_cpu_s']:.2f} s of the processor), "
+        f"labels {found['labels_s']:.2f} s; own memory +{grown / 1e6:.0f} MB, "
         f"mapped {used['RssFile'] / 1e6:.0f} MB, peak of the process {used['VmHWM'] / 1e6:.0f} MB{verdict}"
     )
     print(f"  {json.dumps(found)}", flush=True)
