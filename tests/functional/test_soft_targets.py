@@ -255,14 +255,19 @@ def test_a_second_backward_pass_is_the_first() -> None:
     assert torch.equal(first, second)
 
 
-def test_no_images_and_no_classes_left(chunks: Callable[[int], None]) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 100.0])
+def test_no_images_and_no_classes_left(temperature: float, chunks: Callable[[int], None]) -> None:
+    """Also where what is left out is scaled down."""
     chunks(4)
     p = problem(unlabelled=1.0)
     teacher = teacher_of(p)
     none = Problem(p.emb[:0], p.weight, p.labels[:0], p.weights[:0])
     _, nothing = distilled(none, replace(teacher, emb=teacher.emb[:0]), weighted=True)
-    _, ignored = distilled(p, teacher, settings=Settings(ignored_C=torch.ones(23, dtype=torch.bool)))
-    for tensors in (nothing, ignored):
+    everything = Settings(ignored_C=torch.ones(23, dtype=torch.bool))
+    _, ignored = distilled(p, teacher, settings=everything, temperature=temperature)
+    # A labelled image has its own class alone: certain, on both sides.
+    _, certain = distilled(problem(unlabelled=0.0), teacher, settings=everything, temperature=temperature)
+    for tensors in (nothing, ignored, certain):
         assert all(not tensor.any() for tensor in tensors)
 
 

@@ -220,13 +220,29 @@ def test_a_broken_centre_is_seen_by_every_image(value: float, chunks: Callable[[
     assert emb_grad.isnan().all()
 
 
-def test_all_negatives_removed() -> None:
-    """Nothing to be told apart from: no loss, no gradient, and correct."""
-    out, (loss, emb_grad, weight_grad) = solved(problem(), "combined", settings=Settings(conflict_cos=-1.1))
+@pytest.mark.parametrize("scale", [0.5, 64.0])
+def test_all_negatives_removed(scale: float) -> None:
+    """Nothing to be told apart from: no loss, no gradient, and correct; where what is left out scales up or down."""
+    settings = Settings(conflict_cos=-1.1)
+    out, (loss, emb_grad, weight_grad) = solved(problem(), "combined", settings=settings, scale=scale)
     assert loss == 0
     assert not emb_grad.any()
     assert not weight_grad.any()
     assert torch.equal(out.correct, problem().labels >= 0)
+
+
+def test_sums_of_no_negatives_are_zero() -> None:
+    """The contract that other processes' sums and other implementations are combined by, at a scale below 1 too."""
+    p = problem(unlabelled=0.0)
+    none = torch.full((9,), -1)
+    n = softmax_pieces.Negatives(
+        unit_ND=torch.nn.functional.normalize(p.emb), weight_RD=p.weight, own_class_N=none, own_row_N=none, scale=0.5,
+        conflict_cos=-1.1, products=torch.float64,
+    )  # fmt: skip
+    sums = softmax_pieces.negative_sums(n)
+    assert not sums.total_N.any()
+    assert (sums.nearest_N < softmax_pieces.LEAST_COS).all()
+    assert sums.largest_N.isfinite().all()
 
 
 def test_no_images(chunks: Callable[[int], None]) -> None:

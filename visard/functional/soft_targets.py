@@ -1,7 +1,7 @@
 """Soft targets: the cross-entropy of a student's margin softmax against a teacher's, with no logit matrix of either.
 
-In: the student's embeddings, centres and margin, and the teacher's (`Teacher`), all frozen, of the same classes in the
-same order; their embedding sizes may differ. Out: the loss, with exact gradients for the student. `soft_targets_whole`
+In: the student's embeddings, centres and margin, and the frozen ones of the teacher (`Teacher`), of the same classes in
+the same order; embedding sizes may differ. Out: the loss, with exact gradients for the student. `soft_targets_whole`
 is the definition; `soft_targets` equals it class chunk by class chunk (`soft_targets_pieces.py`), on one process or on
 several that each hold some of the classes. Both softmaxes' logits are divided by the temperature T, margins included;
 as the gradient shrinks by about 1 / T**2, the caller multiplies the loss by T**2 to weigh it against a hard loss of the
