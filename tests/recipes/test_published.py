@@ -86,7 +86,7 @@ def test_another_margin_by_its_kind(words: list[str]) -> None:
     request = parse(["ms1mv3_r50", "--data", "x", *words, "--head.margin.h", "0.5", "--head.subcentres", "2"])
     assert request is not None
     expected = AdaFaceConfig(h=0.5, scale=64.0, gradient="straight-through")
-    assert request.recipe.head == HeadConfig(margin=expected, subcentres=2)
+    assert request.recipe.head == HeadConfig(margin=expected, subcentres=2, classes="sharded")
 
 
 def test_an_unknown_margin_is_one_line() -> None:
