@@ -67,6 +67,15 @@ def test_medium_only_if_accurate_and_faster(
         device._measured_choice.cache_clear()
 
 
+@pytest.mark.parametrize("elsewhere", ["cuda", "mps"])
+def test_what_a_cpu_finds_faster_says_nothing_of_a_gpu(monkeypatch: pytest.MonkeyPatch, elsewhere: str) -> None:
+    """There "medium" means TF32."""
+    monkeypatch.setattr(device, "_measured_choice", lambda: "medium")
+    assert choose_float32_matmul("auto") == "medium"
+    assert choose_float32_matmul("auto", torch.device(elsewhere)) == "highest"
+    assert choose_float32_matmul("high", torch.device(elsewhere)) == "high"
+
+
 def test_a_setting_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_relative_error", lambda precision: pytest.fail("no test was asked for"))
     for setting in ("highest", "high", "medium"):

@@ -274,8 +274,8 @@ class RunConfig:
     """Autocast type of the backbone; the head stays in float32."""
     channels_last: bool = True
     float32_matmul: Literal["auto", "highest", "high", "medium"] = "auto"
-    """"auto" takes "medium" where a start-up self-test shows that it stays float32 and is faster (performance.md),
-    else "highest"."""
+    """"auto" takes "medium" on a CPU where a start-up self-test shows that it stays float32 and is faster, else
+    "highest"; "high" lets a GPU use TF32."""
     log_every: int = 20
     """Steps between log lines."""
     evaluate_every: int = 0

@@ -16,6 +16,7 @@ import torch
 from visard.errors import UserError
 
 MatmulSetting = Literal["auto", "highest", "high", "medium"]
+CPU = torch.device("cpu")
 
 # A bf16 product is off by about 4e-3 of the result, TF32 by 5e-4, float32 by 2e-7 to 4e-7 (512 summands).
 FLOAT32_RELATIVE_ERROR = 1e-6
@@ -52,22 +53,25 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def choose_float32_matmul(setting: MatmulSetting = "auto") -> str:
+def choose_float32_matmul(setting: MatmulSetting = "auto", device: torch.device = CPU) -> str:
     """The argument for torch.set_float32_matmul_precision.
 
     On the CPU torch takes "medium" as leave to pick another kernel for float32 products (not for convolutions). On some
     AMD CPUs that kernel is twice as fast and computes in float32; on CPUs with bf16 units it may round the operands to
     bf16. Only a test tells, so "auto" runs one: "medium" where its error against float64 stays that of float32 and it
-    is clearly faster, "highest" otherwise. It takes some 40 ms, once a process. Whether a GPU may use TF32 ("high") it
-    does not decide: that is the user's choice.
+    is clearly faster, "highest" otherwise. It takes some 40 ms, once a process. Elsewhere "auto" is "highest": "high"
+    and "medium" let a GPU use TF32, which is the user's choice.
 
     Args:
         setting: "auto", or the answer itself.
+        device: where the products will be computed.
 
     Returns:
         "highest", "high" or "medium"; the caller sets it and keeps it in the run: a resumed run must use the same.
     """
-    return setting if setting != "auto" else _measured_choice()
+    if setting != "auto":
+        return setting
+    return _measured_choice() if device.type == "cpu" else "highest"
 
 
 def keep_freed_memory() -> bool:

@@ -150,6 +150,8 @@ def test_every_kind_resumes_exactly_at_another_world_size(
         sampler.load_state_dict(first.state_dict())
     shares = [walk(sampler, taken) for sampler in ranks]
     assert [[i for share in step for i in share] for step in zip(*shares, strict=True)] == whole[taken:]
+    for step in zip(*shares, strict=True):
+        assert max(map(len, step)) == ranks[0].most_per_rank
 
 
 @settings(max_examples=80, deadline=None)

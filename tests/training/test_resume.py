@@ -154,11 +154,11 @@ def test_another_network_is_refused(recipe: Recipe, faces: PaintedFaces) -> None
 def test_matmul_choice_is_kept(tmp_path: Path, faces: PaintedFaces, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed run uses the saved choice though the self-test would now choose otherwise; torch is left as it was."""
     recipe = tiny_recipe(tmp_path / "run", float32_matmul="auto")
-    monkeypatch.setattr("visard.training.build.choose_float32_matmul", lambda setting: "high")
+    monkeypatch.setattr("visard.training.build.choose_float32_matmul", lambda setting, device: "high")
     train(recipe, faces)
     assert numbers(recipe.run.out)["float32_matmul"] == "high"
     assert json.loads((recipe.run.out / "recipe.json").read_text())["run"]["float32_matmul"] == "high"
-    monkeypatch.setattr("visard.training.build.choose_float32_matmul", lambda setting: "medium")
+    monkeypatch.setattr("visard.training.build.choose_float32_matmul", lambda setting, device: "medium")
     used: list[str] = []
     longer = replace(recipe, schedule=replace(recipe.schedule, epochs=3))
     before = torch.get_float32_matmul_precision()

@@ -54,6 +54,13 @@ def test_centres_and_momentum_go_on_at_another_number_of_processes(
     assert_close(weights_of(out), weights_of(full))
 
 
+def test_shares_that_differ_by_more_than_an_image(tmp_path: Path) -> None:
+    """Batches of three identities with four images each: two processes have 4 and 8 of the 12."""
+    by_identity = {"run": {**RUN, "batch_global": 12}, "sampler": {"kind": "identities"}, "batch_norm": False}
+    one, two = (train(count, tmp_path / str(count), head=SHARDED, **by_identity) for count in (1, 2))
+    assert_close(two, one)
+
+
 def test_a_sampled_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     """Half of 60 classes a step, drawn from (seed, step, rank), with batch norm and dropout besides; 14 steps."""
     sampled = {"head": {**SHARDED, "sample_rate": 0.5}, "identities": 60, "images_each": 1}

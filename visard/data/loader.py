@@ -87,8 +87,7 @@ class Loader:
         self._processes: DataLoader[dict[str, Any]] | None = None
         self._slots: Slots | None = None
         if config.workers:
-            share = -(-sampler.images_per_step // sampler.world_size)
-            self._slots = Slots(config.workers * AHEAD + HELD, share, dataset.size)
+            self._slots = Slots(config.workers * AHEAD + HELD, sampler.most_per_rank, dataset.size)
             self._maker.slots = self._slots
             self._processes = DataLoader(
                 self._maker,

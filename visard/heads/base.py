@@ -26,16 +26,21 @@ class Head(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self._images_global: int | None = None
+        self._images_most: int | None = None
 
-    def begin_step(self, images_global: int | None = None, labels: Tensor | None = None) -> None:
+    def begin_step(
+        self, images_global: int | None = None, labels: Tensor | None = None, images_most: int | None = None
+    ) -> None:
         """An optimizer step begins. Every process calls it.
 
         Args:
             images_global: images of the step over all processes and micro-batches; None = one batch of equal size a
                 process.
             labels: (B,) int64 of all micro-batches of this process; None = of the one micro-batch that will come.
+            images_most: images of the step that any one process has, at most; None = processes have equally many, or
+                one more.
         """
-        self._images_global = images_global
+        self._images_global, self._images_most = images_global, images_most
 
     def after_step(self) -> None:
         """The optimizer has moved the parameters."""

@@ -35,9 +35,11 @@ class FullHead(Head):
         self.margin = HeadMargin(config.margin)
         self.settings = settings_of(config)
 
-    def begin_step(self, images_global: int | None = None, labels: Tensor | None = None) -> None:
+    def begin_step(
+        self, images_global: int | None = None, labels: Tensor | None = None, images_most: int | None = None
+    ) -> None:
         """See `Head`; the margin's statistics of the step begin anew."""
-        super().begin_step(images_global, labels)
+        super().begin_step(images_global, labels, images_most)
         self.margin.begin_step()
 
     def after_step(self) -> None:

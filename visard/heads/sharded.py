@@ -6,7 +6,8 @@ Distributed FC (ArcFace's model parallelism; Towards Large-scale Masked Face Rec
 
 Every process computes the logits of all images against its own classes, so that a step costs, in bytes a process:
 the gathered embeddings, B W D x 4, and their returned gradients, as many; labels, B W x 8; target cosines, B W x 4;
-and of the softmax itself the largest logits and the sums, B W x 4 each (the paper counts the sum alone, Sec. 2.1).
+and of the softmax itself largest logits, sums and nearest cosines, B W x 4 each (the paper counts the sum alone, Sec.
+2.1). A sample takes the labels once more.
 
 The gradient of the centres never goes through autograd: backward writes it into one buffer of the rows that take part,
 and `row_gradients` hands that to the optimizer, which moves those rows and leaves the others alone.
@@ -67,9 +68,11 @@ class ShardedHead(Head):
         """See `Head`: none."""
         return iter(())
 
-    def begin_step(self, images_global: int | None = None, labels: Tensor | None = None) -> None:
+    def begin_step(
+        self, images_global: int | None = None, labels: Tensor | None = None, images_most: int | None = None
+    ) -> None:
         """See `Head`; draws the step's sample of classes."""
-        super().begin_step(images_global, labels)
+        super().begin_step(images_global, labels, images_most)
         self.margin.begin_step()
         self._gradient.clear()
         self._sample = None
@@ -125,9 +128,10 @@ class ShardedHead(Head):
     def capacity(self, images: int) -> int:
         """Images of a process that are gathered at most, the same on all processes.
 
-        The sampler divides a step so that shares differ by one image (`data.sampler`); without the step's size known
-        every process must have as many.
+        Without the step's size known every process must have as many.
         """
+        if self._images_most is not None:
+            return self._images_most
         return images if self._images_global is None else -(-self._images_global // dist.world_size())
 
     def _here(self, labels_N: Tensor) -> tuple[Tensor, Tensor]:

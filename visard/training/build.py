@@ -47,6 +47,7 @@ class Parts:
         loader: batches from where `state.sampler` stands.
         images: in the data set.
         images_global: images an optimizer step, over all processes.
+        images_most: those of one process, at most.
         identities: names of the head's rows.
         notes: what the user should know about how the run starts.
     """
@@ -59,6 +60,7 @@ class Parts:
     loader: Loader
     images: int
     images_global: int
+    images_most: int
     identities: Sequence[str]
     notes: tuple[str, ...]
 
@@ -113,7 +115,7 @@ def build_parts(
             sharded=[f"head.{name}" for name in head.sharded()],
         ),
         sampler=sampler,
-        float32_matmul=dist.broadcast_object(choose_float32_matmul(recipe.run.float32_matmul)),
+        float32_matmul=dist.broadcast_object(choose_float32_matmul(recipe.run.float32_matmul, device)),
     )
     loader = Loader(dataset, recipe.data, sampler, augment, pin_memory=device.type == "cuda")
     return Parts(
@@ -125,6 +127,7 @@ def build_parts(
         loader=loader,
         images=len(dataset),
         images_global=sampler.images_per_step,
+        images_most=sampler.most_per_rank,
         identities=dataset.identities,
         notes=notes,
     )

@@ -54,7 +54,7 @@ def train_step(parts: Parts, batch: Batch, lr: float, *, stop: bool = False) -> 
         pixels = parts.spec.normalise(batch.images)
         if not recipe.run.channels_last:
             pixels = pixels.contiguous()
-        state.head.begin_step(images_global=parts.images_global, labels=batch.labels)
+        state.head.begin_step(parts.images_global, batch.labels, parts.images_most)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             embeddings = parts.model(pixels)
         loss, logs = state.head(embeddings, batch)
