@@ -102,7 +102,8 @@ def soft_targets_whole(
     """
     with torch.autocast(emb_BD.device.type, enabled=False):
         emb_BD = emb_BD if emb_BD.dtype == torch.float64 else emb_BD.float()
-        ignored_C = torch.zeros(len(weight_CD), dtype=torch.bool) if ignored_C is None else ignored_C
+        if ignored_C is None:
+            ignored_C = torch.zeros(len(weight_CD), dtype=torch.bool, device=weight_CD.device)
         logits_BC = _logits_whole(emb_BD, weight_CD, labels_B, margin, state or {}, scale / temperature, ignored_C)
         with torch.no_grad():
             taught_BC = _logits_whole(

@@ -34,7 +34,7 @@ class RowStep:
         weight_decay: added to the gradient, times the parameter.
         nesterov: step along the gradient and the coming momentum.
         divisor: () what the gradient is divided by before all else: loss scale over clipping.
-        skip: () above 0 = nothing is moved.
+        skip: () 1 = nothing is moved, 0 = all is.
     """
 
     lr: float
