@@ -144,7 +144,6 @@ def test_several_micro_batches_need_the_labels_of_the_step() -> None:
     head(emb, batch_of(torch.tensor([3])))[0].backward()
     assert head._sample is not None
     assert 3 in head._sample
-    head._sample = None
     with pytest.raises(AssertionError, match="labels of them all"):
         head(emb, batch_of(torch.tensor([4])))
 

@@ -55,6 +55,7 @@ class ShardedHead(Head):
         self.settings = settings_of(config)
         self._gradient = RowBuffer()
         self._sample: Tensor | None = None
+        self._labels_known = False
 
     def class_rows(self) -> range:
         """See `Head`: this process's share."""
@@ -75,7 +76,7 @@ class ShardedHead(Head):
         super().begin_step(images_global, labels, images_most)
         self.margin.begin_step()
         self._gradient.clear()
-        self._sample = None
+        self._sample, self._labels_known = None, labels is not None
         if labels is not None and self.config.sample_rate < 1:
             capacity = self.capacity(len(labels))
             self._sample = self._draw(dist.gather_rows(labels, capacity, fill=-1))
@@ -100,8 +101,8 @@ class ShardedHead(Head):
         images = dist.own_rows(len(batch), capacity)
         labels_N = dist.gather_rows(batch.labels, capacity, fill=-1)
         emb_ND = dist.gather_rows(embeddings.float(), capacity)
-        if self.config.sample_rate < 1 and self._sample is None:
-            assert not self._gradient.filled, "several micro-batches: hand the labels of them all to begin_step"
+        if self.config.sample_rate < 1 and not self._labels_known:
+            assert self._sample is None, "several micro-batches: hand the labels of them all to begin_step"
             self._sample = self._draw(labels_N)
         output = margin_softmax(
             emb_ND,
