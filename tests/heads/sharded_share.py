@@ -33,6 +33,7 @@ class Case:
         micro_batches: of each process.
         labels: "spread", "one class" (all images of the last class), "unlabelled" (a third without a label).
         half: embeddings are float16.
+        double: everything is float64.
     """
 
     head: dict[str, Any]
@@ -42,6 +43,7 @@ class Case:
     micro_batches: int = 1
     labels: str = "spread"
     half: bool = False
+    double: bool = False
 
     def problem(self) -> tuple[Tensor, Tensor, Tensor]:
         """(N, D) embeddings, (C, [K,] D) centres, (N,) labels: float32 values."""
@@ -76,6 +78,8 @@ def run(case: Case) -> dict[str, Any]:
     head = ShardedHead(case.classes, case.dim, from_dict(HeadConfig, case.head, where="head"))
     with torch.no_grad():
         head.weight.copy_(weight[head.rows.start : head.rows.stop])
+    if case.double:
+        head, emb = head.double(), emb.double()
     own, own_labels = emb[share].requires_grad_(), labels[share]
     head.begin_step(images_global=case.images, labels=own_labels)
     losses, logs = [], {}

@@ -8,6 +8,8 @@ import torch
 from visard.config import HeadConfig, MarginConfig
 from visard.functional import margins
 from visard.functional.softmax import margin_softmax_whole
+from visard.functional.softmax_pieces import Pieces, gradients, negative_sums
+from visard.heads import build_head
 from visard.heads.full import FullHead
 from visard.heads.margin import margin_of
 from visard.records import Batch
@@ -73,6 +75,18 @@ def test_margin_of_a_configuration(gradient: str) -> None:
     assert torch.equal(value, expected)
     (ours,), (exact,) = torch.autograd.grad(value, cos), torch.autograd.grad(expected, cos)
     assert torch.equal(ours, exact) == (gradient == "exact")
+
+
+@pytest.mark.parametrize("classes", ["replicated", "sharded"])
+def test_the_kernels_asked_for_are_used(classes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether Triton is there or not; what they compute is tested in tests/kernels."""
+    theirs = Pieces(negative_sums, gradients)
+    monkeypatch.setattr("visard.kernels.triton_pieces", lambda: theirs)
+    config = HeadConfig(kernel="triton", products="bf16", classes=classes)  # type: ignore[arg-type]
+    settings = build_head(9, 6, config).settings
+    assert settings.pieces is theirs
+    assert settings.keep is False
+    assert settings.products == torch.bfloat16
 
 
 def test_all_parameters_are_replicated(head: FullHead) -> None:

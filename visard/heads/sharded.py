@@ -100,7 +100,7 @@ class ShardedHead(Head):
         capacity = self.capacity(len(batch))
         images = dist.own_rows(len(batch), capacity)
         labels_N = dist.gather_rows(batch.labels, capacity, fill=-1)
-        emb_ND = dist.gather_rows(embeddings.float(), capacity)
+        emb_ND = dist.gather_rows(embeddings if embeddings.dtype == torch.float64 else embeddings.float(), capacity)
         if self.config.sample_rate < 1 and not self._labels_known:
             assert self._sample is None, "several micro-batches: hand the labels of them all to begin_step"
             self._sample = self._draw(labels_N)
