@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from visard.data.dataset import BatchedDataset, FaceDataset, open_dataset
 from visard.data.unaligned import unaligned_remark
 from visard.device import choose_device
 from visard.errors import FormatError, Interrupted, UserError
-from visard.records import Embeddings, Float32Array, ModelSpec, UInt8Array
+from visard.records import Embeddings, Float32Array, Int64Array, ModelSpec, UInt8Array
 from visard.runtime import Embedder, Flip, find_model, load
 
 FORMAT = 1
@@ -48,6 +48,12 @@ BATCHES_AHEAD = 3
 DECODING_THREADS = min(4, os.cpu_count() or 1)
 """Decoding runs outside Python's lock."""
 NORM_ROWS = 65536
+
+
+Rows = range | Int64Array
+"""Rows of a data set: consecutive, or any."""
+
+Some = TypeVar("Some")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,37 +133,45 @@ def embed_dataset(
     vectors = np.zeros((len(dataset), _dim(embedder, flip)), dtype=np.float32)
     mine = _my_share(_batches([(0, len(dataset))], batch_size))
     with _failing_together(), progress(_title(), sum(map(len, mine)), quiet=quiet or not dist.is_main()) as bar:
-        for start, block in _blocks(embedder, dataset, flip, mine):
-            vectors[start : start + len(block)] = block
+        for rows, block in _blocks(embedder, dataset, flip, mine):
+            vectors[np.asarray(rows)] = block
             bar.advance(len(block))
     _add_up(vectors)
     return Embeddings(vectors, tuple(dataset.ids), _labels(dataset), asdict(embedder.spec), flip)
 
 
-def class_sums(embedder: Embedder, dataset: FaceDataset, batch_size: int = 64, *, quiet: bool = False) -> Float32Array:
-    """(C, D) float32: of every class, the sum of its images' embeddings brought to length 1; streamed.
+def class_sums(
+    embedder: Embedder, dataset: FaceDataset, classes: range, batch_size: int = 64, *, quiet: bool = False
+) -> Float32Array:
+    """(C, D) float32: of every class asked for, the sum of its images' embeddings brought to length 1; streamed.
 
-    In a process group every process calls it: each embeds its share, all get the sums.
+    In a process group every process calls it. Where each asks for other classes, it embeds their images and nothing is
+    exchanged; where all ask for all, each embeds its share and the sums are added up.
 
     Args:
         embedder: the model.
         dataset: crops of the model's own size; unlabelled images are left out.
+        classes: which, consecutive.
         batch_size: images decoded and embedded at once.
         quiet: without progress.
 
     Raises:
         UserError: as `embed_dataset`.
     """
-    sums, labels = np.zeros((len(dataset.identities), embedder.spec.embedding_dim), np.float32), _labels(dataset)
-    mine = _my_share(_batches([(0, len(dataset))], batch_size))
+    sums, labels = np.zeros((len(classes), embedder.spec.embedding_dim), np.float32), _labels(dataset)
+    wanted = np.flatnonzero((labels >= classes.start) & (labels < classes.stop))
+    mine: Sequence[Int64Array] = np.split(wanted, range(batch_size, len(wanted), batch_size))
+    everyone = len(classes) == len(dataset.identities)
+    if everyone:
+        mine = _my_share(mine)
     with _failing_together(), progress(_title(), sum(map(len, mine)), quiet=quiet or not dist.is_main()) as bar:
-        for start, block in _blocks(embedder, dataset, "none", mine):
-            own = labels[start : start + len(block)]
+        for rows, block in _blocks(embedder, dataset, "none", mine):
             lengths = np.linalg.norm(block, axis=1, keepdims=True).clip(min=1e-12)
-            np.add.at(sums, own[own >= 0], (block / lengths)[own >= 0])
+            np.add.at(sums, labels[rows] - classes.start, block / lengths)
             bar.advance(len(block))
-    total = torch.from_numpy(sums)
-    total.copy_(dist.all_reduce_sum(total.to(_collective_device())))
+    if everyone:
+        total = torch.from_numpy(sums)
+        total.copy_(dist.all_reduce_sum(total.to(_collective_device())))
     return sums
 
 
@@ -191,7 +205,8 @@ def embed_to_directory(
     with _failing_together(), progress(_title(), sum(map(len, mine)), quiet=not dist.is_main()) as bar:
         written = time.monotonic()
         try:
-            for start, block in _blocks(embedder, dataset, flip, mine):
+            for rows, block in _blocks(embedder, dataset, flip, mine):
+                start = int(rows[0])
                 vectors[start : start + len(block)] = block
                 noted = embed_journal.union([*noted, (start, start + len(block))])
                 bar.advance(len(block))
@@ -281,9 +296,9 @@ def hash_model(path: str | Path) -> str:
 
 
 def _blocks(
-    embedder: Embedder, dataset: FaceDataset, flip: Flip, batches: Sequence[range]
-) -> Iterator[tuple[int, Float32Array]]:
-    """(first row, embeddings) of each batch; the next ones are decoded meanwhile."""
+    embedder: Embedder, dataset: FaceDataset, flip: Flip, batches: Sequence[Rows]
+) -> Iterator[tuple[Rows, Float32Array]]:
+    """(its rows, embeddings) of each batch; the next ones are decoded meanwhile."""
     size = embedder.spec.input_size
     if dataset.size != size:
         raise UserError(
@@ -299,20 +314,20 @@ def _blocks(
                 waiting.append(pool.submit(_crops, dataset, batches[number + len(waiting)]))
             block = embedder.embed(waiting.popleft().result(), flip)
             if not np.isfinite(block).all():
-                bad = rows[int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])]
+                bad = int(rows[int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])])
                 raise UserError(
                     f"the model gives a non-finite embedding for {dataset.ids[bad]}; its weights are damaged: "
                     "take an earlier checkpoint or export it again"
                 )
-            yield rows.start, block
+            yield rows, block
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _crops(dataset: FaceDataset, rows: range) -> UInt8Array:
+def _crops(dataset: FaceDataset, rows: Rows) -> UInt8Array:
     if isinstance(dataset, BatchedDataset):
         return dataset.images(np.array(rows, dtype=np.int64))
-    return np.stack([dataset.image(row) for row in rows])
+    return np.stack([dataset.image(int(row)) for row in rows])
 
 
 def _batches(stretches: Sequence[tuple[int, int]], batch_size: int) -> list[range]:
@@ -324,7 +339,7 @@ def _batches(stretches: Sequence[tuple[int, int]], batch_size: int) -> list[rang
     ]
 
 
-def _my_share(batches: Sequence[range]) -> Sequence[range]:
+def _my_share(batches: Sequence[Some]) -> Sequence[Some]:
     """This process's batches: one after another, as many as any other's or one less."""
     rank, world = dist.rank(), dist.world_size()
     return batches[len(batches) * rank // world : len(batches) * (rank + 1) // world]

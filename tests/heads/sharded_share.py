@@ -81,7 +81,7 @@ def run(case: Case) -> dict[str, Any]:
     if case.double:
         head, emb = head.double(), emb.double()
     own, own_labels = emb[share].requires_grad_(), labels[share]
-    head.begin_step(images_global=case.images, labels=own_labels)
+    head.begin_step(images_global=case.images, labels=own_labels, micro_batches=case.micro_batches)
     losses, logs = [], {}
     parts = list(zip(own.chunk(case.micro_batches), own_labels.chunk(case.micro_batches), strict=True))
     for micro, micro_labels in parts if len(own) else [(own, own_labels)] * case.micro_batches:

@@ -81,7 +81,7 @@ def test_margin_of_a_configuration(gradient: str) -> None:
 def test_the_kernels_asked_for_are_used(classes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether Triton is there or not; what they compute is tested in tests/kernels."""
     theirs = Pieces(negative_sums, gradients)
-    monkeypatch.setattr("visard.kernels.triton_pieces", lambda: theirs)
+    monkeypatch.setattr("visard.kernels.triton_pieces", lambda device: theirs)
     config = HeadConfig(kernel="triton", products="bf16", classes=classes)  # type: ignore[arg-type]
     settings = build_head(9, 6, config).settings
     assert settings.pieces is theirs

@@ -37,7 +37,8 @@ class Settings:
     Args:
         products: type that matrix products take; None = that of the rest (float32), with losses and gradients within
             1e-6 of float64's (by norm, s = 64). torch.bfloat16 is faster and rounds cosines to 2**-9 of their size:
-            losses within 3e-4, gradients within 0.5 % at D = 512 and 1.6 % at D = 64. A loss near 0 is less exact: 2 %.
+            losses within 3e-4, gradients within 0.5 % at D = 512 and 1.6 % at D = 64 (a chunk's results are bf16, sums
+            over chunks float32). A loss near 0 is less exact: 2 %.
         keep: keep the logits between forward and backward, which saves one product of four; None = where they are
             small (`KEPT_BYTES`, `KEPT_SHARE`).
         ignored_C: (C,) bool, classes that are nobody's negatives; None = none. Of the sampled ones, if there is a

@@ -318,6 +318,11 @@ class Workspace:
         if winner_NH is None:
             return cos_NH, share_NH
         index_NHK = winner_NH.unsqueeze(2)
+        if cos_NH.device.type != "cpu":
+            # A deterministic scatter sorts all its indices on a GPU; on a CPU it is the faster of the two.
+            chosen_NHK = index_NHK == torch.arange(self.n.centres, device=cos_NH.device)
+            spread = [torch.where(chosen_NHK, v.unsqueeze(2), 0.0).flatten(1) for v in (cos_NH, share_NH)]
+            return spread[0], spread[1]
         shape = (*winner_NH.shape, self.n.centres)
         by_row = [v.new_zeros(shape).scatter_(2, index_NHK, v.unsqueeze(2)).flatten(1) for v in (cos_NH, share_NH)]
         return by_row[0], by_row[1]
@@ -352,13 +357,13 @@ class Workspace:
         if hard is not None:
             is_hard_NH = plain_NH > hard.threshold.unsqueeze(1)
             share_NH.mul_(torch.where(is_hard_NH, hard.lift + 2.0 * plain_NH, 1.0))
-        row_N, here_N = self.own(chunk)
-        own_here_N = torch.where(here_N, g.own_N, 0.0)
         # Centres whose cosine did not count get no gradient; each image's own one gets that of the target.
         cos_NR, share_NR = self.spread(plain_NH, share_NH, winner_NH)
+        row_N, here_N = self.own(chunk)
+        row_N1, here_N1 = row_N.unsqueeze(1), here_N.unsqueeze(1)
+        for values_NR, own_N in ((cos_NR, g.own_cos_N), (share_NR, g.own_N)):
+            values_NR.scatter_(1, row_N1, torch.where(here_N1, own_N.unsqueeze(1), values_NR.gather(1, row_N1)))
         pull_R = cos_NR.mul_(share_NR).sum(0)
-        pull_R.index_add_(0, row_N, own_here_N * g.own_cos_N)
-        share_NR.scatter_add_(1, row_N.unsqueeze(1), own_here_N.unsqueeze(1))
         k = self.n.centres
         share_NR.mul_(chunk.inverse_H)
         operand_NR = share_NR

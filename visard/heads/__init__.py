@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from visard.config import HeadConfig
 from visard.heads.base import Head
 from visard.heads.full import FullHead
@@ -10,15 +12,16 @@ from visard.heads.sharded import ShardedHead
 CLASSES = {"replicated": FullHead, "sharded": ShardedHead}
 
 
-def build_head(num_classes: int, embedding_dim: int, config: HeadConfig) -> Head:
+def build_head(num_classes: int, embedding_dim: int, config: HeadConfig, device: torch.device | None = None) -> Head:
     """The head that `config` describes, with new centres drawn from torch's generator.
 
     Args:
         num_classes: C, over all processes.
         embedding_dim: D.
         config: see `HeadConfig`.
+        device: where it will run, to refuse early what cannot; None = not known.
 
     Raises:
         UserError: what it asks for is not there (Triton).
     """
-    return CLASSES[config.classes](num_classes, embedding_dim, config)
+    return CLASSES[config.classes](num_classes, embedding_dim, config, device)

@@ -27,9 +27,14 @@ class Head(nn.Module):
         self.num_classes = num_classes
         self._images_global: int | None = None
         self._images_most: int | None = None
+        self._micro_batches = 1
 
     def begin_step(
-        self, images_global: int | None = None, labels: Tensor | None = None, images_most: int | None = None
+        self,
+        images_global: int | None = None,
+        labels: Tensor | None = None,
+        images_most: int | None = None,
+        micro_batches: int = 1,
     ) -> None:
         """An optimizer step begins. Every process calls it.
 
@@ -39,8 +44,10 @@ class Head(nn.Module):
             labels: (B,) int64 of all micro-batches of this process; None = of the one micro-batch that will come.
             images_most: images of the step that any one process has, at most; None = processes have equally many, or
                 one more.
+            micro_batches: calls of the head that will follow, each with an equal part of a process's images or fewer
+                (as torch.chunk cuts them).
         """
-        self._images_global, self._images_most = images_global, images_most
+        self._images_global, self._images_most, self._micro_batches = images_global, images_most, micro_batches
 
     def after_step(self) -> None:
         """The optimizer has moved the parameters."""

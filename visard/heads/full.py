@@ -7,6 +7,7 @@ momentum are what limits it, and `sharded.py` is the way.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from visard.config import HeadConfig
@@ -25,21 +26,28 @@ class FullHead(Head):
         num_classes: C.
         embedding_dim: D.
         config: margin, scale and sub-centres.
+        device: where it will run, to refuse early what cannot; None = not known. The centres are made on the CPU.
     """
 
-    def __init__(self, num_classes: int, embedding_dim: int, config: HeadConfig) -> None:
+    def __init__(
+        self, num_classes: int, embedding_dim: int, config: HeadConfig, device: torch.device | None = None
+    ) -> None:
         super().__init__(num_classes)
         shape = (embedding_dim,) if config.subcentres == 1 else (config.subcentres, embedding_dim)
         self.weight = nn.Parameter(new_centres(range(num_classes), shape, draw_seed()))
         self.scale = config.margin.scale
         self.margin = HeadMargin(config.margin)
-        self.settings = settings_of(config)
+        self.settings = settings_of(config, device)
 
     def begin_step(
-        self, images_global: int | None = None, labels: Tensor | None = None, images_most: int | None = None
+        self,
+        images_global: int | None = None,
+        labels: Tensor | None = None,
+        images_most: int | None = None,
+        micro_batches: int = 1,
     ) -> None:
         """See `Head`; the margin's statistics of the step begin anew."""
-        super().begin_step(images_global, labels, images_most)
+        super().begin_step(images_global, labels, images_most, micro_batches)
         self.margin.begin_step()
 
     def after_step(self) -> None:

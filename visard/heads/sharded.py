@@ -2,7 +2,7 @@
 
 In: (B, D) embeddings, a `Batch` with labels. Out: the loss and what to log.
 Distributed FC (ArcFace's model parallelism; Towards Large-scale Masked Face Recognition, Sec. 2.1) with `sample_rate`
-1, Partial FC (arXiv:2010.05222) below. Process r of W holds the rows `dist.rows_of(C, r, W)` and no other ever.
+1, Partial FC (arXiv:2010.05222) below. Process r of W holds the rows `dist.rows_of(C, r, W)`, and in training no other.
 
 Every process computes the logits of all images against its own classes, so that a step costs, in bytes a process:
 the gathered embeddings, B W D x 4, and their returned gradients, as many; labels, B W x 8; target cosines, B W x 4;
@@ -42,9 +42,12 @@ class ShardedHead(Head):
         num_classes: C, over all processes.
         embedding_dim: D.
         config: margin, scale, sub-centres, sample rate.
+        device: where it will run, to refuse early what cannot; None = not known. The centres are made on the CPU.
     """
 
-    def __init__(self, num_classes: int, embedding_dim: int, config: HeadConfig) -> None:
+    def __init__(
+        self, num_classes: int, embedding_dim: int, config: HeadConfig, device: torch.device | None = None
+    ) -> None:
         super().__init__(num_classes)
         self.rows = dist.rows_of(num_classes, dist.rank(), dist.world_size())
         shape = (embedding_dim,) if config.subcentres == 1 else (config.subcentres, embedding_dim)
@@ -52,7 +55,7 @@ class ShardedHead(Head):
         self.config = config
         # Every process sees all images, so the margin's sums are over all of them already.
         self.margin = HeadMargin(config.margin, all_images_here=True)
-        self.settings = settings_of(config)
+        self.settings = settings_of(config, device)
         self._gradient = RowBuffer()
         self._sample: Tensor | None = None
         self._labels_known = False
@@ -70,10 +73,14 @@ class ShardedHead(Head):
         return iter(())
 
     def begin_step(
-        self, images_global: int | None = None, labels: Tensor | None = None, images_most: int | None = None
+        self,
+        images_global: int | None = None,
+        labels: Tensor | None = None,
+        images_most: int | None = None,
+        micro_batches: int = 1,
     ) -> None:
         """See `Head`; draws the step's sample of classes."""
-        super().begin_step(images_global, labels, images_most)
+        super().begin_step(images_global, labels, images_most, micro_batches)
         self.margin.begin_step()
         self._gradient.clear()
         self._sample, self._labels_known = None, labels is not None
@@ -97,7 +104,7 @@ class ShardedHead(Head):
             embeddings: (B, D), any float type, not normalised; B may differ between processes and be 0.
             batch: with labels (B,), -1 = unlabelled.
         """
-        capacity = self.capacity(len(batch))
+        capacity = -(-self.capacity(len(batch)) // self._micro_batches)
         images = dist.own_rows(len(batch), capacity)
         labels_N = dist.gather_rows(batch.labels, capacity, fill=-1)
         emb_ND = dist.gather_rows(embeddings if embeddings.dtype == torch.float64 else embeddings.float(), capacity)
@@ -127,7 +134,7 @@ class ShardedHead(Head):
         return output.loss, means_of(output, embeddings, batch.labels, images)
 
     def capacity(self, images: int) -> int:
-        """Images of a process that are gathered at most, the same on all processes.
+        """Images of the step that a process has at most, the same on all processes.
 
         Without the step's size known every process must have as many.
         """
@@ -153,6 +160,6 @@ class ShardedHead(Head):
         row_N, here_N = self._here(labels_N)
         # Uniform keys for all, larger ones for the labels' classes; one place more takes the labels of other processes.
         keys = torch.rand(count + 1, device=labels_N.device)
-        keys[torch.where(here_N, row_N, count)] = 2.0
+        keys.index_fill_(0, torch.where(here_N, row_N, count), 2.0)
         sample: Tensor = keys[:count].topk(wanted, sorted=False).indices.sort().values
         return sample

@@ -11,8 +11,12 @@ from visard.functional.softmax_chunked import Settings
 from visard.functional.softmax_pieces import CHUNKED
 
 
-def settings_of(config: HeadConfig) -> Settings:
+def settings_of(config: HeadConfig, device: torch.device | None = None) -> Settings:
     """How a configuration computes its softmax.
+
+    Args:
+        config: see `HeadConfig`.
+        device: where it will run; None = not known yet.
 
     Raises:
         UserError: Triton is asked for and cannot be used here.
@@ -21,7 +25,7 @@ def settings_of(config: HeadConfig) -> Settings:
     if config.kernel == "triton":
         from visard.kernels import triton_pieces
 
-        pieces = triton_pieces()
+        pieces = triton_pieces(device)
     return Settings(
         products=torch.bfloat16 if config.products == "bf16" else None,
         conflict_cos=config.conflict_cos if config.conflict_cos < 1 else None,

@@ -376,7 +376,7 @@ def _kernels() -> Any:
     """The module of the kernels; importing it needs Triton."""
     try:
         from visard.kernels import softmax_triton
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # an attribute: of an older Triton
         raise UserError(
             f"{SETTING} needs Triton 3.4 or later, which cannot be imported ({error}): "
             f"pip install 'visard[kernels]' (Linux), {INSTEAD}"

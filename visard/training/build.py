@@ -87,7 +87,7 @@ def build_parts(
         )
     torch.manual_seed(recipe.run.seed)
     backbone = build(recipe.backbone)
-    head = build_head(len(dataset.identities), recipe.backbone.embedding_dim, recipe.head)
+    head = build_head(len(dataset.identities), recipe.backbone.embedding_dim, recipe.head, device)
     spec = replace(spec_for(recipe.backbone), origin=f"visard train {recipe.name}")
     notes: tuple[str, ...] = ()
     if recipe.run.init and not resume:

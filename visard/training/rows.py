@@ -103,7 +103,7 @@ def _move(values: Tensor, past: Tensor | None, gradient: Tensor, step: RowStep) 
 def _decay_others(parameter: Tensor, momentum: Tensor | None, rows: Tensor, step: RowStep, block: int) -> None:
     """The step of a gradient of 0 for every row but `rows`."""
     others = torch.ones(len(parameter), dtype=torch.bool, device=parameter.device)
-    others[rows] = False
+    others.index_fill_(0, rows, False)
     for first in range(0, len(parameter), block):
         part = slice(first, first + block)
         values = parameter[part].clone()

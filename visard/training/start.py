@@ -83,23 +83,23 @@ def take_class_means(backbone: nn.Module, head: Head, spec: ModelSpec, dataset: 
     """Sets the head's centres to the mean directions that the network gives to each identity's images.
 
     They are as long as new ones: the length of a centre does not change the loss, but how fast it turns.
-    All processes call it: each embeds its share of the images, and takes the rows of its own classes. An identity
-    without images keeps its new centre; of K sub-centres all start at the mean, with a tenth of their own differences.
+    All processes call it: each embeds the images of the classes whose centres it holds. An identity without images
+    keeps its new centre; of K sub-centres all start at the mean, with a tenth of their own differences.
 
     Returns:
         What was taken, for the log.
     """
     weight = dict(head.named_parameters())["weight"]
     rows = head.class_rows()
-    sums = torch.from_numpy(class_sums(embedder_of(backbone, spec), dataset))
-    directions = functional.normalize(sums[rows.start : rows.stop])
+    sums = torch.from_numpy(class_sums(embedder_of(backbone, spec), dataset, rows))
+    directions = functional.normalize(sums)
     known = directions.norm(dim=1) > 0.5
     means = (INIT_STD * math.sqrt(directions.shape[1]) * directions).to(weight)
     with torch.no_grad():
         if weight.ndim == 3:
             means = means.unsqueeze(1) + 0.1 * weight
         weight[known] = means[known]
-    return f"class centres are the mean embeddings of {int((sums.norm(dim=1) > 0).sum())} identities' images"
+    return f"class centres are mean embeddings of the identities' images (in this process {int(known.sum())} of them)"
 
 
 def _from_file(path: Path, backbone: nn.Module, spec: ModelSpec) -> tuple[ModelSpec, str]:
