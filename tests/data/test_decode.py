@@ -52,9 +52,12 @@ def test_usual_jpegs_are_decoded_by_simplejpeg_to_the_same_pixels(
     pytest.importorskip("simplejpeg", reason="no build of it for this platform")
     assert (decode(data, size, False, "a.jpg") == expected).all()
     batch = np.full((3, size, size, 3), 7, np.uint8)
-    decode_into(batch[1:2], [(data, "a.jpg", None)], resize=False)
+    decode_into(batch[1:2], [(data, "a.jpg", None)], False, [False])
     assert (batch[1] == expected).all()
     assert (batch[[0, 2]] == 7).all()
+    decode_into(batch[1:], [(data, "a.jpg", None)] * 2, False, [True, False])
+    assert (batch[1] == expected[:, ::-1]).all()
+    assert (batch[2] == expected).all()
 
 
 def unusual(kind: str) -> bytes:

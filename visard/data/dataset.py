@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from visard.data.formats.folder import FolderDataset
 from visard.data.formats.joined import JoinedDataset, SameNames, Source
 from visard.data.formats.lists import SUFFIXES as LIST_SUFFIXES
@@ -80,8 +83,8 @@ class BatchedDataset(Protocol):
 class WritingDataset(Protocol):
     """A data set that writes crops where they belong: a copy and an allocation less for each."""
 
-    def images_into(self, indices: Int64Array, images: UInt8Array) -> None:
-        """Writes the crops of (n,) int64 into `images`, (n, S, S, 3) uint8, contiguous."""
+    def images_into(self, indices: Int64Array, images: UInt8Array, flipped: NDArray[np.bool_]) -> None:
+        """Writes the crops of (n,) int64 into `images`, (n, S, S, 3) uint8, contiguous; mirrored where `flipped`."""
 
 
 @runtime_checkable

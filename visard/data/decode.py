@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -49,30 +49,44 @@ def decode(data: bytes, size: int, resize: bool, path: str | Path, offset: int |
         UserError: an image of another size.
     """
     image = np.empty((1, size, size, 3), np.uint8)
-    decode_into(image, ((data, path, offset),), resize)
+    decode_into(image, ((data, path, offset),), resize, (False,))
     return image[0]
 
 
-def decode_into(images: UInt8Array, files: Iterable[tuple[bytes, str | Path, int | None]], resize: bool) -> None:
-    """`images[i] = decode(*files[i])` without copying pixels: each crop is decoded where it belongs in the batch.
+def decode_into(
+    images: UInt8Array,
+    files: Iterable[tuple[bytes, str | Path, int | None]],
+    resize: bool,
+    flipped: Sequence[bool],
+) -> None:
+    """`images[i] = decode(*files[i])`, mirrored where `flipped`, with the fewest passes over the pixels.
+
+    A crop is decoded where it belongs in the batch; one to be mirrored into a buffer that stays in the cache, and
+    mirrored from there.
 
     Args:
         images: (B, S, S, 3) uint8, contiguous.
         files: for each image its data, path and offset, see `decode`; so are the errors.
         resize: see `decode`.
+        flipped: for each image whether to mirror it.
     """
     size = images.shape[1]
     frame, shape = _frame(size), (size, size, 3)
-    for image, (data, path, offset) in zip(images, files, strict=True):
+    buffer = np.empty(shape, np.uint8)
+    for place, (data, path, offset), mirrored in zip(images, files, flipped, strict=True):
+        image = buffer if mirrored else place
+        done = False
         if simplejpeg is not None and data.endswith(b"\xff\xd9"):
             at = data.find(frame, 0, 2048)
             if at > 0 and data.find(b"Exif", 0, at) < 0:  # a picture with Exif may have to be turned
                 try:
-                    if simplejpeg.decode_jpeg(data, "RGB", False, False, 0, 0, 1.0, image).shape == shape:
-                        continue
+                    done = simplejpeg.decode_jpeg(data, "RGB", False, False, 0, 0, 1.0, image).shape == shape
                 except ValueError:  # damaged inside: OpenCV tells what can be done with it
-                    pass
-        image[...] = _decode(data, size, resize, path, offset)
+                    done = False
+        if not done:
+            image[...] = _decode(data, size, resize, path, offset)
+        if mirrored:
+            cv2.flip(image, 1, dst=place)
 
 
 def check(data: bytes, size: int, resize: bool, path: str | Path, offset: int | None = None) -> None:

@@ -236,8 +236,9 @@ class _Tasks(Sampler[_Task]):
 def _write_images(dataset: FaceDataset, indices: Int64Array, flipped: NDArray[np.bool_], images: UInt8Array) -> None:
     """Writes the crops into `images`, (B, S, S, 3) uint8, mirrored where `flipped`."""
     if isinstance(dataset, WritingDataset):
-        dataset.images_into(indices, images)
-    elif isinstance(dataset, BatchedDataset):
+        dataset.images_into(indices, images, flipped)
+        return
+    if isinstance(dataset, BatchedDataset):
         images[...] = dataset.images(indices)
     else:
         for index, image in zip(indices.tolist(), images, strict=True):

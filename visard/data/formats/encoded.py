@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visard.data.decode import decode, decode_into, image_size
 from visard.errors import FormatError, UserError
@@ -52,9 +53,10 @@ class EncodedDataset(ABC):
         path, offset = self.where(index)
         return decode(self.encoded(index), self.size, self._resize, path, offset)
 
-    def images_into(self, indices: Int64Array, images: UInt8Array) -> None:
-        """Writes the crops of (n,) indices into `images`, (n, S, S, 3) uint8, contiguous."""
-        decode_into(images, ((self.encoded(i), *self.where(i)) for i in indices.tolist()), self._resize)
+    def images_into(self, indices: Int64Array, images: UInt8Array, flipped: NDArray[np.bool_]) -> None:
+        """See `WritingDataset`."""
+        files = ((self.encoded(i), *self.where(i)) for i in indices.tolist())
+        decode_into(images, files, self._resize, flipped.tolist())
 
     def points(self, index: int) -> Float32Array | None:
         """(5, 2) float32 landmarks in crop pixels, or None."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visard.data import array_cache
 from visard.data.decode import decode_into
@@ -77,8 +78,8 @@ class RecordDataset(EncodedDataset):
     def where(self, index: int) -> tuple[Path, int | None]:
         return self._file.path, int(self._offsets[index])
 
-    def images_into(self, indices: Int64Array, images: UInt8Array) -> None:
-        decode_into(images, self._file.images(self._offsets[indices].tolist()), self._resize)
+    def images_into(self, indices: Int64Array, images: UInt8Array, flipped: NDArray[np.bool_]) -> None:
+        decode_into(images, self._file.images(self._offsets[indices].tolist()), self._resize, flipped.tolist())
 
     def all_points(self, indices: Int64Array) -> Float32Array:
         if self._points is None:
