@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.signals import listen_to_ctrl_c
 from visard import __version__
 from visard.backbones import build
 from visard.cli import COMMANDS, main
@@ -234,6 +235,7 @@ def test_a_signal_ends_a_command_with_one_line_that_says_what_is_kept(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=listen_to_ctrl_c,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     until = time.monotonic() + 60

@@ -18,6 +18,7 @@ import pytest
 
 from tests.align.photos import photograph_folder
 from tests.align.test_prepare import contents, prepare
+from tests.signals import listen_to_ctrl_c
 from visard.align import shards
 from visard.align.workers import Report, Task, run_in_processes
 from visard.errors import UserError
@@ -36,7 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(folder: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "visard.cli", "prepare", str(folder / "src"), str(out)]
     command += ["--detections", str(folder / "src.jsonl"), *more]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=listen_to_ctrl_c
+    )
 
 
 def finished_shards(out: Path) -> int:
