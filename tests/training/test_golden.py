@@ -31,7 +31,7 @@ def rendered_tiny(out: Path) -> tuple[Recipe, FaceDataset]:
     recipe = load_recipe("rendered_tiny")
     recipe = replace(
         recipe,
-        schedule=replace(recipe.schedule, max_steps=5),  # rounding grows threefold a step: 5e-3 after ten
+        schedule=replace(recipe.schedule, max_steps=10),
         run=replace(recipe.run, out=out, val=(), tensorboard=False, device="cpu"),
     )
     return recipe, open_dataset(recipe.data.source, size=recipe.data.size)
