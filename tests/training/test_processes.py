@@ -83,8 +83,7 @@ def test_resume_with_two_processes_is_exact(tmp_path: Path) -> None:
     whole = train(2, tmp_path / "whole")
     out = tmp_path / "parts"
     both = processes.start(2, *TINY, json.dumps({"out": str(out), "delay": 0.15}))
-    _wait_for((out / "log.txt"), both)
-    time.sleep(0.3)
+    _wait_for("step 4 ", out / "log.txt", both)
     both[1].send_signal(signal.SIGTERM)
     results = processes.finish(both)
     assert [code for code, _, _ in results] == [143, 143], results
@@ -101,9 +100,9 @@ def assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
         assert error <= TOLERANCE * max(1.0, right[name].abs().max().item()), (name, error)
 
 
-def _wait_for(path: Path, running: list[Any]) -> None:
+def _wait_for(text: str, path: Path, running: list[Any]) -> None:
     until = time.monotonic() + 60
-    while not path.exists():
+    while not path.exists() or text not in path.read_text():
         assert time.monotonic() < until
         assert all(p.poll() is None for p in running), running[0].communicate()
         time.sleep(0.05)
