@@ -47,7 +47,9 @@ def losses(name: str, out: Path, float32_matmul: str) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("name", "matmul"), [("painted", "highest"), ("painted", "medium"), ("rendered_tiny", "highest")])
+@pytest.mark.parametrize(
+    ("name", "matmul"), [("painted", "highest"), ("painted", "medium"), ("rendered_tiny", "highest")]
+)
 def test_losses_are_golden(name: str, matmul: str, tmp_path: Path) -> None:
     expected = json.loads((GOLDEN / f"{name}.json").read_text())
     assert losses(name, tmp_path / "run", matmul) == pytest.approx(expected, rel=1e-4)
