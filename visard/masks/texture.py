@@ -1,0 +1,506 @@
+"""What masks look like laid flat: cloth, pleats, folds, seams, valves, filters, prints and creases, all drawn here.
+
+In: a `Look` and a size in pixels. Out: RGBA of the outer side, from the mask's left edge to its right one (as the
+viewer of the worn mask sees them) and from its upper edge to its lower one; the alpha is 255 but for rounded corners.
+
+A texture is put together from planes that are drawn once and kept: pleats and seams (of a kind), creases (64 of them),
+patterns (some hundreds), parts with a colour of their own (valves, filters, prints). Colours and depths are the look's
+own and are never rounded, so that there are as many textures as looks: `texture` costs about 60 us at 96 x 128.
+
+H, W texture height and width in pixels; shade planes are int around 128 = unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from visard.masks.records import Kind, Look
+from visard.records import UInt8Array
+
+__all__ = ["CREASES", "PATTERNS", "texture"]
+
+CREASES = 64
+"""Different planes of creases; `Look.wrinkle_seed` is taken modulo this, its next bit mirrors them."""
+
+PATTERN_DRAWS = 16
+"""Different draws of each pattern."""
+
+PRINTS = 48
+"""Different logos and prints."""
+
+OVERSAMPLED = 3
+"""Planes are drawn so many times larger and averaged down."""
+
+FloatArray = NDArray[np.float32]
+RGB = tuple[int, int, int]
+
+
+def texture(look: Look, height: int, width: int) -> UInt8Array:
+    """The mask laid flat.
+
+    Args:
+        look: kind, colours, pattern, folds, creases, print.
+        height, width: H, W, pixels.
+
+    Returns:
+        (H, W, 4) uint8 RGBA, not multiplied by alpha. A new array.
+    """
+    shade = cv2.addWeighted(
+        _folds(look.kind, look.pattern_seed % 4, height, width),
+        look.folds,
+        _creases(look.wrinkle_seed % (2 * CREASES), look.kind in _STIFF, height, width),
+        look.wrinkles,
+        128 - 128 * (look.folds + look.wrinkles),
+    )
+    pattern = _pattern_of(look, height, width)
+    if pattern is None:
+        colour = np.empty((height, width, 3), np.uint8)
+        colour[:] = look.colour
+    else:
+        colour = cv2.applyColorMap(pattern, _ramp(look.colour, _second(look)))
+    result = np.empty((height, width, 4), np.uint8)
+    colour = cv2.multiply(colour, cv2.cvtColor(shade, cv2.COLOR_GRAY2RGB), scale=1 / 128)
+    for part, weight in _parts(look, height, width):
+        colour = cv2.blendLinear(colour, part, 1 - weight, weight)
+    cv2.merge([*cv2.split(colour), _corners(look.kind, height, width)], dst=result)
+    return result
+
+
+def _second(look: Look) -> RGB:
+    """The pattern's colour: clearly lighter or darker than the base, or of another hue."""
+    random = np.random.default_rng(look.pattern_seed % 1009)
+    grey = sum(look.colour) / 3
+    target = 235.0 if grey < 110 else 28.0 if random.random() < 0.5 else 250.0 - grey
+    tint = random.random(3) * 90 - 45
+    r, g, b = (round(min(max(target + t, 5), 250)) for t in tint)
+    return r, g, b
+
+
+def _ramp(first: RGB, second: RGB) -> UInt8Array:
+    """(256, 1, 3) from one colour to the other."""
+    along = np.arange(256, dtype=np.float32)[:, None, None] / 255
+    a, b = np.array(first, np.float32), np.array(second, np.float32)
+    return (a + (b - a) * along + 0.5).astype(np.uint8)
+
+
+# --- pleats, seams and folds of each kind -------------------------------------------------------------------------
+
+_STIFF: frozenset[Kind] = frozenset({"n95", "respirator"})
+
+
+@lru_cache(maxsize=256)
+def _folds(kind: Kind, variant: int, height: int, width: int) -> UInt8Array:
+    """(H, W) shade of a kind's pleats and seams at full depth."""
+    u, v = _grid(height, width)
+    shade = _DRAWN_FOLDS[kind](u, v, variant)
+    shade += 0.018 * _noise(u.shape, 7 + variant, 1.2)  # fibres
+    return _averaged(128 * (1 + shade), height, width)
+
+
+def _surgical(u: FloatArray, v: FloatArray, variant: int) -> FloatArray:
+    """Three pleats that open towards the middle, welded borders, the nose wire's tunnel."""
+    shade = np.zeros_like(u)
+    middle = 1 - (2 * u - 1) ** 4
+    for k, place in enumerate((0.30, 0.49, 0.67)[: 3 if variant else 2]):
+        bent = place + 0.02 * (1 - (2 * u - 1) ** 2) * (1 if k == 0 else -0.5)
+        shade += _ledge(v, bent, 0.030, 0.26) * (0.35 + 0.65 * (1 - middle * 0.35))
+    shade += _groove(v, 0.075, 0.010, 0.10) + _groove(v, 0.945, 0.010, 0.12)
+    shade += _groove(u, 0.040, 0.010, 0.14) + _groove(u, 0.960, 0.010, 0.14)
+    edge = np.minimum(u, 1 - u)
+    shade -= 0.06 * (edge < 0.040) * (np.sin(v * 150) > 0)
+    shade += _bump(v, 0.035, 0.02, 0.05)
+    return shade
+
+
+def _cloth(u: FloatArray, v: FloatArray, variant: int) -> FloatArray:
+    """Bound edges with stitches; a seam down the middle or darts from it."""
+    edge = np.minimum(np.minimum(u * 1.5, (1 - u) * 1.5), np.minimum(v, 1 - v))
+    shade = _groove(edge, 0.060, 0.010, 0.16)
+    shade += 0.05 * (edge < 0.055)
+    stitches = np.sin((u + v) * 170) > 0.1
+    shade -= 0.10 * stitches * (np.abs(edge - 0.082) < 0.010)
+    if variant in (0, 1):
+        bend = 0.5 + 0.012 * np.sin(v * 5)
+        shade += _groove(u, bend, 0.009, 0.20) + _ledge(u, bend, 0.06, 0.05)
+    if variant == 2:
+        for place in (0.36, 0.64):
+            shade += _groove(v, place + 0.05 * np.abs(2 * u - 1), 0.012, 0.16)
+    return shade + 0.03 * np.sin(u * 420) * np.sin(v * 330)
+
+
+def _kn95(u: FloatArray, v: FloatArray, variant: int) -> FloatArray:
+    """The fold down the middle, embossed double lines along the edges, welds at the sides."""
+    ridge = 0.5 + 0.004 * np.sin(v * 4)
+    shade = _groove(u, ridge, 0.008, 0.22) + 0.05 * np.tanh((ridge - u) / 0.05)
+    for inset in (0.050, 0.085):
+        dots = 0.5 + 0.5 * np.sign(np.sin(u * 260))
+        shade += dots * (_groove(v, inset + 0.03 * np.abs(2 * u - 1), 0.010, 0.13))
+        shade += dots * (_groove(v, 1 - inset - 0.03 * np.abs(2 * u - 1), 0.010, 0.13))
+    dashes = 0.5 + 0.5 * np.sign(np.sin(v * 95))
+    shade += dashes * (_groove(u, 0.06, 0.008, 0.15) + _groove(u, 0.94, 0.008, 0.15))
+    if variant % 2:
+        shade += _bump(v, 0.15, 0.035, 0.06) * (np.abs(u - 0.5) < 0.22)
+    return shade
+
+
+def _n95(u: FloatArray, v: FloatArray, variant: int) -> FloatArray:
+    """A pressed cup: flange, rings of the mould, fine grain."""
+    r = np.hypot((u - 0.5) / 0.5, (v - 0.52) / 0.52)
+    shade = _groove(r, 0.88, 0.02, 0.20) + 0.05 * (r > 0.90)
+    if variant % 2:
+        shade += _groove(v, 0.36 + 0.05 * (2 * u - 1) ** 2, 0.014, 0.15) * (r < 0.85)
+        shade += _groove(v, 0.68 - 0.05 * (2 * u - 1) ** 2, 0.014, 0.15) * (r < 0.85)
+    else:
+        shade += _groove(r, 0.55, 0.016, 0.09)
+    return shade + 0.02 * np.sin(u * 300) * np.sin(v * 240)
+
+
+def _bandana(u: FloatArray, v: FloatArray, variant: int) -> FloatArray:
+    """Cloth that hangs: folds that fan out from the nose and deepen downwards."""
+    phase = variant * 1.7
+    fan = (u - 0.5) / (0.35 + 0.65 * v)
+    shade = 0.13 * v * np.sin(fan * 21 + phase) + 0.07 * v * np.sin(fan * 43 + 2 * phase)
+    across = v - 0.16 - 0.18 * (2 * u - 1) ** 2
+    return shade + _ledge(across, np.zeros_like(across), 0.05, 0.12)
+
+
+def _respirator(u: FloatArray, v: FloatArray, variant: int) -> FloatArray:
+    """Rubber: a raised nose piece and a rim."""
+    edge = np.minimum(np.minimum(u, 1 - u) * 1.4, np.minimum(v, 1 - v))
+    shade = _groove(edge, 0.07, 0.02, 0.25)
+    shade += _bump(u, 0.5, 0.09, 0.16) * (v < 0.45)
+    return shade + _groove(v, 0.36, 0.018, 0.18) * (np.abs(u - 0.5) < 0.2 + 0.02 * variant)
+
+
+_DRAWN_FOLDS: dict[Kind, Callable[[FloatArray, FloatArray, int], FloatArray]] = {
+    "surgical": _surgical,
+    "cloth": _cloth,
+    "kn95": _kn95,
+    "n95": _n95,
+    "bandana": _bandana,
+    "respirator": _respirator,
+}
+
+
+def _groove(x: FloatArray, place: FloatArray | float, width: float, depth: float) -> FloatArray:
+    """A pressed line: dark, with a lighter lip behind it."""
+    t = (x - place) / width
+    return -depth * np.exp(-t * t) + 0.4 * depth * np.exp(-((t - 1.6) ** 2))
+
+
+def _ledge(x: FloatArray, place: FloatArray | float, width: float, depth: float) -> FloatArray:
+    """The edge of a pleat: light above it, and its shadow below, which fades."""
+    t = (x - place) / width
+    return depth * np.where(t < 0, 0.35 * np.exp(t * 1.5), -np.exp(-t * 1.6) * (1 - np.exp(-8 * t.clip(0))))
+
+
+def _bump(x: FloatArray, place: float, width: float, height: float) -> FloatArray:
+    t = (x - place) / width
+    return height * np.exp(-t * t)
+
+
+# --- creases ------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=512)
+def _creases(seed: int, stiff: bool, height: int, width: int) -> UInt8Array:
+    """(H, W) shade of creases and bulges at full depth; those of stiff kinds are faint."""
+    if seed >= CREASES:
+        return np.ascontiguousarray(_creases(seed - CREASES, stiff, height, width)[:, ::-1])
+    random = np.random.default_rng(10_000 + seed)
+    u, v = _grid(height, width)
+    shade = 0.09 * _noise(u.shape, 100 + seed, u.shape[1] / 9) + 0.05 * _noise(u.shape, 300 + seed, u.shape[1] / 22)
+    for _ in range(random.integers(4, 10)):
+        # Creases run from the nose and the ears' pull towards the mouth, a little bent.
+        x, y = random.random(2)
+        angle = math.atan2(0.55 - y, (0.5 - x) or 0.01) + random.normal() * 0.5
+        along = (u - x) * math.cos(angle) + (v - y) * math.sin(angle)
+        across = -(u - x) * math.sin(angle) + (v - y) * math.cos(angle) + random.normal() * 0.6 * along**2
+        length, wide = 0.08 + 0.22 * random.random(), 0.010 + 0.022 * random.random()
+        t = across / wide
+        shade -= (0.10 + 0.16 * random.random()) * t * np.exp(0.5 - t * t) * np.exp(-((along / length) ** 2))
+    return _averaged(128 * (1 + shade * (0.35 if stiff else 1.0)), height, width)
+
+
+# --- patterns -----------------------------------------------------------------------------------------------------
+
+
+def _pattern_of(look: Look, height: int, width: int) -> UInt8Array | None:
+    """(H, W) uint8 from the base colour to the second one, None for a plain mask."""
+    if look.pattern == 0 or look.kind in _STIFF:
+        return None
+    if look.kind == "bandana":  # printed bandanas are paisley or dotted
+        number = (PATTERNS.index("paisley"), PATTERNS.index("dots"))[look.pattern % 2]
+    else:
+        number = look.pattern % len(PATTERNS)
+    return _pattern(number, look.pattern_seed % PATTERN_DRAWS, height, width)
+
+
+@lru_cache(maxsize=512)
+def _pattern(number: int, draw: int, height: int, width: int) -> UInt8Array:
+    random = np.random.default_rng(20_000 + PATTERN_DRAWS * number + draw)
+    u, v = _grid(height, width)
+    plane = _PATTERNS[PATTERNS[number]](u * 1.6, v, random)  # about as wide as high in centimetres
+    return _averaged(255 * plane.astype(np.float32).clip(0, 1), height, width)
+
+
+def _stripes(x: FloatArray, y: FloatArray, random: np.random.Generator) -> FloatArray:
+    angle = random.choice([0.0, math.pi / 2, math.pi / 4, -math.pi / 4])
+    wave = np.sin((x * math.cos(angle) + y * math.sin(angle)) * random.uniform(22, 60))
+    return (wave > random.uniform(-0.3, 0.6)).astype(np.float32)
+
+
+def _checks(x: FloatArray, y: FloatArray, random: np.random.Generator) -> FloatArray:
+    rate = random.uniform(20, 45)
+    return 0.5 * (np.sin(x * rate) > 0) + 0.5 * (np.sin(y * rate) > 0)
+
+
+def _plaid(x: FloatArray, y: FloatArray, random: np.random.Generator) -> FloatArray:
+    rate = random.uniform(12, 24)
+    wide, narrow = np.sin(x * rate) > 0.2, np.sin(x * rate * 2 + 1) > 0.9
+    wide_y, narrow_y = np.sin(y * rate) > 0.2, np.sin(y * rate * 2 + 1) > 0.9
+    return (0.35 * wide + 0.35 * wide_y + 0.5 * (narrow | narrow_y)).astype(np.float32)
+
+
+def _dots(x: FloatArray, y: FloatArray, random: np.random.Generator) -> FloatArray:
+    step = random.uniform(0.07, 0.16)
+    row = np.floor(y / step)
+    a, b = (x + 0.5 * step * (row % 2)) % step - step / 2, y % step - step / 2
+    return (np.hypot(a, b) < step * random.uniform(0.2, 0.36)).astype(np.float32)
+
+
+def _camouflage(x: FloatArray, y: FloatArray, random: np.random.Generator) -> FloatArray:
+    seed, wide = int(random.integers(1 << 30)), x.shape[1]
+    first, second = _noise(x.shape, seed, wide / 16), _noise(x.shape, seed + 1, wide / 20)
+    return 0.45 * (first > 0.1) + 0.55 * (second > 0.5)
+
+
+def _flowers(x: FloatArray, y: FloatArray, random: np.random.Generator) -> FloatArray:
+    plane = np.zeros_like(x)
+    petals = random.integers(4, 7)
+    for _ in range(random.integers(14, 34)):
+        cx, cy, size, turn = random.uniform(0, 1.6), random.random(), random.uniform(0.03, 0.09), random.random() * 6
+        r, angle = np.hypot(x - cx, y - cy), np.arctan2(y - cy, x - cx)
+        flower = (r < size * (0.6 + 0.4 * np.cos(petals * angle + turn))) & (r > 0.22 * size)
+        plane = np.maximum(plane, flower * random.uniform(0.6, 1.0))
+    return plane
+
+
+def _stars(x: FloatArray, y: FloatArray, random: np.random.Generator) -> FloatArray:
+    plane = np.zeros_like(x)
+    for _ in range(random.integers(10, 26)):
+        cx, cy, size, turn = random.uniform(0, 1.6), random.random(), random.uniform(0.03, 0.07), random.random() * 6
+        r, angle = np.hypot(x - cx, y - cy), np.arctan2(y - cy, x - cx) + turn
+        fifth = np.abs((angle % (2 * math.pi / 5)) - math.pi / 5)
+        plane = np.maximum(plane, r < size * (0.42 + 0.58 * (fifth / (math.pi / 5)) ** 1.5))
+    return plane
+
+
+def _paisley(x: FloatArray, y: FloatArray, random: np.random.Generator) -> FloatArray:
+    plane = np.zeros_like(x)
+    for _ in range(random.integers(16, 26)):
+        cx, cy, size, turn = random.uniform(0, 1.6), random.random(), random.uniform(0.05, 0.13), random.random() * 6
+        a = (x - cx) * math.cos(turn) + (y - cy) * math.sin(turn)
+        b = -(x - cx) * math.sin(turn) + (y - cy) * math.cos(turn) + 2.0 * a * a / size * 0.3
+        drop = np.hypot(a / (1.0 + 0.55 * np.sign(a)), b * (1.4 - 0.9 * (a / size).clip(-1, 1)))
+        plane = np.maximum(plane, ((drop < size) & (drop > 0.78 * size)) | (drop < 0.38 * size))
+    border = np.minimum(np.minimum(x, 1.6 - x), np.minimum(y, 1 - y))
+    return np.maximum(plane * (border > 0.07), (np.abs(border - 0.045) < 0.012).astype(np.float32))
+
+
+_PATTERNS: dict[str, Callable[[FloatArray, FloatArray, np.random.Generator], FloatArray]] = {
+    "stripes": _stripes,
+    "checks": _checks,
+    "plaid": _plaid,
+    "dots": _dots,
+    "camouflage": _camouflage,
+    "flowers": _flowers,
+    "stars": _stars,
+    "paisley": _paisley,
+}
+PATTERNS = tuple(_PATTERNS)
+"""Names of the patterns; `Look.pattern` above 0 is taken modulo their number."""
+
+
+# --- parts with a colour of their own -----------------------------------------------------------------------------
+
+
+def _parts(look: Look, height: int, width: int) -> list[tuple[UInt8Array, FloatArray]]:
+    """Colour (H, W, 3) and weight (H, W) of what lies on the mask."""
+    parts = []
+    fitted = _fitted(look.kind, look.pattern_seed % 8, height, width)
+    if fitted is not None:
+        parts.append(fitted)
+    if look.logo_seed is not None:
+        parts.append(_print(look.logo_seed % PRINTS, sum(look.colour) < 330, height, width))
+    return parts
+
+
+@lru_cache(maxsize=128)
+def _fitted(kind: Kind, variant: int, height: int, width: int) -> tuple[UInt8Array, FloatArray] | None:
+    """Nose clips, valves and filters."""
+    canvas = _Canvas(height, width)
+    if kind == "n95":
+        canvas.box(0.5, 0.07, 0.11, 0.022, (168, 170, 172), 1.0)
+        if variant < 3:
+            x, y = (0.5, 0.56) if variant == 0 else (0.66, 0.60) if variant == 1 else (0.34, 0.60)
+            canvas.valve(x, y, 0.085, (222, 222, 216) if variant else (206, 184, 120))
+        elif variant in (3, 4):
+            canvas.lettering(0.5, 0.30, 0.10, (60, 80, 130), 0.55, variant)
+    elif kind == "kn95":
+        if variant < 2:
+            canvas.valve(0.72 if variant else 0.28, 0.58, 0.06, (226, 226, 224))
+        elif variant < 5:
+            canvas.lettering(0.76, 0.50, 0.06, (110, 112, 116), 0.5, variant)
+    elif kind == "respirator":
+        colour = ((214, 72, 140), (70, 72, 76), (186, 188, 190), (120, 124, 60))[variant % 4]
+        for x in (0.20, 0.80):
+            canvas.disc(x, 0.54, 0.145, (34, 35, 37), 1.0)
+            canvas.disc(x, 0.54, 0.128, colour, 1.0)
+            canvas.disc(x, 0.54, 0.055, tuple(round(c * 0.82) for c in colour), 0.9)
+        canvas.disc(0.5, 0.62, 0.098, (30, 31, 33), 1.0)
+        canvas.disc(0.5, 0.62, 0.072, (92, 94, 98), 1.0)
+        for k in range(-2, 3):
+            canvas.box(0.5, 0.62 + 0.034 * k, 0.05, 0.007, (24, 24, 26), 0.9)
+    elif kind == "surgical" and variant == 0:
+        canvas.lettering(0.5, 0.50, 0.05, (120, 140, 160), 0.25, 1)
+    return canvas.part()
+
+
+@lru_cache(maxsize=256)
+def _print(seed: int, dark: bool, height: int, width: int) -> tuple[UInt8Array, FloatArray]:
+    """A made-up sign, or some lines that look like words."""
+    random = np.random.default_rng(30_000 + seed)
+    canvas = _Canvas(height, width)
+    tint = random.integers(0, 255, 3)
+    target = (232, 230, 226) if dark else (36, 40, 52)
+    red, green, blue = (round(0.65 * t + 0.35 * int(c)) for t, c in zip(target, tint, strict=True))
+    colour = (red, green, blue)
+    x, y = (random.choice([0.27, 0.5, 0.73]), random.uniform(0.38, 0.66))
+    size, shape = random.uniform(0.05, 0.10), int(random.integers(6))
+    if shape == 0:
+        canvas.disc(x, y, size, colour, 0.95)
+        canvas.disc(x, y, 0.6 * size, tuple(255 - c for c in colour), 0.9)
+    elif shape == 1:
+        canvas.polygon([(x, y - size * 1.5), (x + size, y + size), (x - size, y + size)], colour, 0.95)
+    elif shape == 2:
+        canvas.box(x, y, size, size * 1.2, colour, 0.9)
+        canvas.disc(x, y, 0.6 * size, tuple(255 - c for c in colour), 0.85)
+    elif shape == 3:
+        wave = [(x + size * math.cos(t * 0.7) * (1 if t % 2 else 0.45), y + 1.6 * size * math.sin(t * 0.7))
+                for t in range(9)]  # fmt: skip
+        canvas.polygon(wave, colour, 0.95)
+    else:
+        canvas.lettering(x, y, size * (1.6 if shape == 5 else 1.0), colour, 0.9, seed)
+    part = canvas.part()
+    assert part is not None
+    return part
+
+
+class _Canvas:
+    """Draws shapes of one colour each, oversampled; positions and sizes are parts of the texture's sides."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self._height, self._width = height, width
+        self._size = (height * OVERSAMPLED, width * OVERSAMPLED)
+        self._colour = np.zeros((*self._size, 3), np.float32)
+        self._weight = np.zeros(self._size, np.float32)
+
+    def polygon(self, points: list[tuple[float, float]], colour: tuple[int, ...], weight: float) -> None:
+        area = np.zeros(self._size, np.uint8)
+        scaled = np.array([(x * self._size[1], y * self._size[0]) for x, y in points])
+        cv2.fillPoly(area, [np.rint(scaled).astype(np.int32)], 255)
+        self._put(area > 0, colour, weight)
+
+    def box(self, x: float, y: float, half_x: float, half_y: float, colour: tuple[int, ...], weight: float) -> None:
+        corners = [
+            (x - half_x, y - half_y),
+            (x + half_x, y - half_y),
+            (x + half_x, y + half_y),
+            (x - half_x, y + half_y),
+        ]
+        self.polygon(corners, colour, weight)
+
+    def disc(self, x: float, y: float, radius: float, colour: tuple[int, ...], weight: float) -> None:
+        """Round on the worn mask: a texture is about 1.6 times as wide as high."""
+        turns = np.linspace(0, 2 * math.pi, 40, endpoint=False)
+        self.polygon([(x + radius * math.cos(t), y + 1.6 * radius * math.sin(t)) for t in turns], colour, weight)
+
+    def valve(self, x: float, y: float, size: float, colour: tuple[int, ...]) -> None:
+        darker = tuple(round(0.72 * c) for c in colour)
+        self.box(x, y, size * 1.06, size * 1.70, tuple(round(0.5 * c) for c in colour), 0.8)
+        self.box(x, y, size, size * 1.6, colour, 1.0)
+        for k in range(-2, 3):
+            self.box(x, y + 0.5 * k * size, 0.78 * size, 0.10 * size, darker, 0.9)
+
+    def lettering(self, x: float, y: float, size: float, colour: tuple[int, ...], weight: float, seed: int) -> None:
+        """Strokes that look like two lines of print from afar."""
+        random = np.random.default_rng(40_000 + seed)
+        for line in range(2):
+            at = x - size
+            while at < x + size:
+                wide = size * random.uniform(0.08, 0.22)
+                self.box(at, y + 0.55 * line * size, wide / 2, 0.17 * size, colour, weight)
+                at += wide + size * random.uniform(0.07, 0.16)
+
+    def part(self) -> tuple[UInt8Array, FloatArray] | None:
+        """Colour and weight at the texture's own size; None if nothing was drawn."""
+        if not self._weight.any():
+            return None
+        size = (self._width, self._height)
+        weight = cv2.resize(self._weight, size, interpolation=cv2.INTER_AREA)
+        colour = cv2.resize(self._colour * self._weight[..., None], size, interpolation=cv2.INTER_AREA)
+        colour /= np.maximum(weight, 1e-6)[..., None]
+        return np.rint(colour.clip(0, 255)).astype(np.uint8), weight
+
+    def _put(self, area: NDArray[np.bool_], colour: tuple[int, ...], weight: float) -> None:
+        self._colour[area] = (1 - weight) * self._colour[area] + weight * np.array(colour, np.float32)
+        self._colour[area & (self._weight == 0)] = colour
+        self._weight[area] = np.maximum(self._weight[area], weight)
+
+
+# --- planes -------------------------------------------------------------------------------------------------------
+
+_CORNER = {"surgical": 0.03, "cloth": 0.10, "kn95": 0.08, "n95": 0.0, "bandana": 0.0, "respirator": 0.0}
+
+
+@lru_cache(maxsize=32)
+def _corners(kind: Kind, height: int, width: int) -> UInt8Array:
+    """(H, W) alpha: 255 but beyond the rounded corners."""
+    radius = _CORNER[kind]
+    if not radius:
+        return np.full((height, width), 255, np.uint8)
+    u, v = _grid(height, width)
+    x, y = np.minimum(u, 1 - u) * 1.6, np.minimum(v, 1 - v)
+    outside = np.hypot((radius - x).clip(0), (radius - y).clip(0)) > radius
+    return _averaged(255 * (1 - outside.astype(np.float32)), height, width)
+
+
+@lru_cache(maxsize=8)
+def _grid(height: int, width: int) -> tuple[FloatArray, FloatArray]:
+    """u from left to right and v from top to bottom, 0..1, of every oversampled pixel."""
+    rows, columns = height * OVERSAMPLED, width * OVERSAMPLED
+    u, v = np.meshgrid((np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows)
+    return u.astype(np.float32), v.astype(np.float32)
+
+
+def _noise(shape: tuple[int, ...], seed: int, sigma: float) -> FloatArray:
+    """Smooth noise of variance 1; sigma in oversampled pixels."""
+    step = max(1, int(sigma / 3))
+    small = np.random.default_rng(seed).standard_normal((shape[0] // step + 2, shape[1] // step + 2), np.float32)
+    smooth = cv2.GaussianBlur(small, (0, 0), max(sigma / step, 0.4))
+    smooth = cv2.resize(smooth, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
+    return (smooth - smooth.mean()) / (smooth.std() + 1e-6)
+
+
+def _averaged(plane: FloatArray, height: int, width: int) -> UInt8Array:
+    small = cv2.resize(plane.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    plane_HW: UInt8Array = np.rint(small.clip(0, 255)).astype(np.uint8)
+    plane_HW.flags.writeable = False
+    return plane_HW
