@@ -17,7 +17,7 @@ from visard.cli import main
 from visard.data.formats.pair_bin import write_bin
 from visard.errors import UserError
 from visard.recipes import load_recipe
-from visard.recipes.evaluation import pair_evaluation
+from visard.recipes.evaluation import validation
 from visard.recipes.train import parse
 from visard.runtime import load
 
@@ -48,7 +48,7 @@ def test_two_processes_evaluate_like_one(work: Path) -> None:
     assert [row["step"] for row in logged] == [6]
     recipe = parse([f"{work}/tiny.py:tiny", "--val", f"{work}/others"])
     assert recipe is not None
-    evaluate = pair_evaluation(recipe.recipe)
+    evaluate = validation(recipe.recipe)
     assert evaluate is not None
     alone = evaluate(load(work / "run", "cpu"))
     assert {key: value for key, value in logged[0].items() if key not in ("kind", "step", "epoch")} == alone
@@ -83,11 +83,11 @@ def test_bin_sets_beside_others(work: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_no_validation_set_is_no_evaluation(work: Path) -> None:
-    assert pair_evaluation(load_recipe("tiny.py:tiny")) is None
+    assert validation(load_recipe("tiny.py:tiny")) is None
 
 
 def test_two_sets_of_one_name_are_refused(work: Path) -> None:
     request = parse(["tiny.py:tiny", "--val", "others", f"{work}/others"])
     assert request is not None
     with pytest.raises(UserError, match="two sets have the same name"):
-        pair_evaluation(request.recipe)
+        validation(request.recipe)

@@ -1,4 +1,5 @@
 """`visard convert SRC OUT`: a data set in another format, the encoded images byte for byte, ids and landmarks kept.
+With `--size` images are scaled and encoded anew.
 
 In: whatever `open_dataset` takes. Out: OUT, complete or not at all; an interrupted conversion is started anew.
 
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import cv2
 import numpy as np
 import tyro
 
@@ -35,7 +37,7 @@ from visard.data.formats.pair_bin import write_bin
 from visard.data.formats.shards import ShardWriter
 from visard.data.writer import DatasetWriter
 from visard.errors import FormatError, UserError
-from visard.records import Float32Array, Int64Array
+from visard.records import Float32Array, Int64Array, UInt8Array
 
 Kind = Literal["records", "folder", "list", "lst", "shards", "bin"]
 LEFT_OUT = "left_out.csv"
@@ -55,6 +57,8 @@ class ConvertConfig:
     """For bin: lines `left TAB right TAB 1 or 0` of image ids, as `visard pairs make` writes them."""
     skip_broken: bool = False
     """Leave out images that cannot be read, and list them in OUT/left_out.csv, instead of stopping at the first."""
+    size: int = 0
+    """Scale images to this many pixels (by area) and write them as PNG; 0 keeps them byte for byte."""
     decode: bool = False
     """Decode every image to find more damage; otherwise its header and its end are looked at."""
     same_names: SameNames = "apart"
@@ -65,6 +69,8 @@ class ConvertConfig:
     def __post_init__(self) -> None:
         if self.shard_megabytes < 1:
             raise UserError(f"--shard-megabytes is {self.shard_megabytes}; use at least 1")
+        if self.size and not 16 <= self.size <= 1024:
+            raise UserError(f"--size is {self.size} px; use 16 to 1024")
         if self.pairs is not None and self.kind != "bin":
             raise UserError("--pairs is only for --to bin")
 
@@ -94,7 +100,13 @@ def main(config: ConvertConfig) -> Answer:
     """
     if config.out.exists():
         raise UserError(f"{config.out} exists already; name another place or remove it")
-    dataset = open_dataset(config.src, same_names=config.same_names, tolerant=config.skip_broken)
+    dataset = open_dataset(
+        config.src,
+        size=config.size or None,
+        resize=bool(config.size),
+        same_names=config.same_names,
+        tolerant=config.skip_broken,
+    )
     if not hasattr(dataset, "encoded"):
         raise UserError(f"{config.src}: its images are no files; `visard render` writes rendered faces to disk")
     _ = dataset.labels  # of a .rec they are read now, so that what is wrong with them is known
@@ -120,7 +132,10 @@ def _images(config: ConvertConfig, dataset: Any, rows: Int64Array, problems: lis
             try:
                 data = dataset.encoded(row)
                 path, offset = dataset.where(row)
-                (decode if config.decode else check)(data, dataset.size, False, path, offset)
+                if config.size:
+                    data = _as_png(decode(data, config.size, True, path, offset))
+                else:
+                    (decode if config.decode else check)(data, dataset.size, False, path, offset)
             except FormatError as error:
                 if not config.skip_broken:
                     raise
@@ -134,6 +149,12 @@ def _images(config: ConvertConfig, dataset: Any, rows: Int64Array, problems: lis
             yield _Image(row, dataset.ids[row], label, identity, data, dataset.points(row))
     if not read:
         raise UserError(f"{config.src}: not one image could be read, so nothing is written; `visard inspect` tells why")
+
+
+def _as_png(image: UInt8Array) -> bytes:
+    """(S, S, 3) uint8 RGB as a file without loss."""
+    _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    return data.tobytes()
 
 
 def _write_records(config: ConvertConfig, dataset: FaceDataset, problems: list[FormatError]) -> int:

@@ -22,6 +22,7 @@ from visard.data.formats.lists import ListDataset
 from visard.data.formats.pair_bin import PairBinDataset
 from visard.data.formats.records import RecordDataset
 from visard.data.formats.shards import ShardDataset
+from visard.data.parts import split_part
 from visard.errors import FormatError, UserError
 from visard.records import Float32Array, Int64Array, UInt8Array
 
@@ -110,6 +111,7 @@ def open_dataset(
             tar shards (a `.tar`, a folder of them, `train-{000..031}.tar`), a list (`.lst`, `.txt`, `.tsv`, `.list`),
             `rendered:IDENTITIESxIMAGES[,seed=0][,first=0]`, or several of these: `A + B * 2` (B counts twice) or a
             `.json` file {"sources": [{"source": A, "name": "a", "weight": 1}, ...], "same_names": "apart"}.
+            `FOLDER#nested` is a folder whose innermost folders are the identities.
         size: S the caller needs, pixels; None takes the data set's own (112 for rendered faces).
         resize: scale crops of another size to `size` instead of refusing them.
         same_names: what identities of one name in several sources are, see `JoinedDataset`.
@@ -129,6 +131,9 @@ def open_dataset(
             return _open_rendered(text, size)
         if path.suffix == ".tar" and "{" in text:
             return ShardDataset(text, size, resize)
+        place, part = split_part(text)
+        if part:
+            return _open_part(Path(place), part, size, resize)
         raise UserError(f"{path}: there is no such file or folder; check the name")
     if path.is_dir():
         if (path / "dataset.json").is_file() or (path / "train.rec").is_file():
@@ -208,6 +213,16 @@ def _read_sources(path: Path) -> tuple[list[_Part], SameNames]:
         if entry.source.endswith(".json") or " + " in entry.source or " * " in entry.source:
             raise FormatError(path, f"{entry.source!r}: a source of several is one data set, not several again")
     return [_in_folder(e.source, e.name, e.weight, path.parent) for e in entries], same_names
+
+
+def _open_part(path: Path, part: str, size: int | None, resize: bool) -> FaceDataset:
+    if path.is_dir():
+        if part != "nested":
+            raise UserError(
+                f"{path}#{part}: of a folder there is #nested, which makes its innermost folders identities"
+            )
+        return FolderDataset(path, size, resize, nested=True)
+    raise UserError(f"{path}#{part}: this file has no parts; leave #{part} out")
 
 
 def _has_shards(folder: Path) -> bool:

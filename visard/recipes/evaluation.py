@@ -1,7 +1,7 @@
-"""The evaluation during training: pair accuracy on validation sets, composed from embed and protocols.
+"""The evaluation during training: pair accuracy or Recall@K on validation sets, composed from embed and protocols.
 
-In: `run.val`, such as "faces-of-others", "lfw::pairs.txt" or "agedb_30.bin". Out: the callable that
-`training.loop.train` takes.
+In: `run.val`, such as "faces-of-others", "lfw::pairs.txt", "agedb_30.bin" or "characters::retrieval". Out: the callable
+that `training.loop.train` takes.
 """
 
 from __future__ import annotations
@@ -21,21 +21,24 @@ from visard.embed import embed_dataset
 from visard.errors import UserError
 from visard.protocols.drawing import draw_pairs, own_pairs
 from visard.protocols.pairs import Pairs, evaluate_pairs, read_pairs
-from visard.records import Float32Array, Int64Array, UInt8Array
+from visard.protocols.retrieval import evaluate_retrieval
+from visard.recipes.whereabouts import RETRIEVAL
+from visard.records import Embeddings, Float32Array, Int64Array, Result, UInt8Array
 from visard.runtime import Embedder
 
 KEEP_BYTES = 512 * 2**20
 """Crops of a validation set up to this size stay in memory: decoding or rendering them again costs more each time."""
 
 LOGGED = ("accuracy", "auc", "eer", "tar@far=1e-2", "tar@far=1e-3")
-"""Metrics of each set that are logged, where they are defined."""
+"""Metrics of a set of pairs that are logged, where they are defined."""
 
 
-def pair_evaluation(recipe: Recipe) -> Callable[[Embedder], dict[str, float]] | None:
+def validation(recipe: Recipe) -> Callable[[Embedder], dict[str, float]] | None:
     """What to call with the network, None if the recipe names no validation set.
 
-    The score is the mean accuracy over the sets that have one (a set without impostor pairs has none). Embeddings are
-    of the plain view (no flip), as the fastest. In a process group every process calls it, and embeds a share.
+    The score is the mean over the sets of their accuracy or Recall@1 (a set without impostor pairs has none).
+    Embeddings are of the plain view (no flip), as the fastest. In a process group every process calls it, and embeds a
+    share.
 
     Raises:
         UserError: a set or its pairs cannot be used; found before training starts.
@@ -47,7 +50,7 @@ def pair_evaluation(recipe: Recipe) -> Callable[[Embedder], dict[str, float]] | 
     if len(set(names)) != len(names):
         raise UserError(f"run.val: two sets have the same name ({', '.join(names)}); rename a folder")
 
-    scored = [s.name for s in sets if 0 < s.pairs.same.sum() < len(s.pairs)]
+    scored = {s.name: s.score for s in sets if s.score}
     for one in sets:
         if one.name not in scored and dist.is_main():
             say(f"run.val: {one.name} has only one kind of pair; its accuracy is undefined and not in the score")
@@ -57,35 +60,64 @@ def pair_evaluation(recipe: Recipe) -> Callable[[Embedder], dict[str, float]] | 
     def evaluate(embedder: Embedder) -> dict[str, float]:
         metrics: dict[str, float] = {}
         for one in sets:
-            result = evaluate_pairs(embed_dataset(embedder, one.images, quiet=True), one.pairs, examples=0)
-            metrics |= {f"{one.name}/{key}": value for key in LOGGED if (value := result.metrics.get(key)) is not None}
-        return {"score": float(np.mean([metrics[f"{name}/accuracy"] for name in scored])), **metrics}
+            found = one.judge(embed_dataset(embedder, one.images, quiet=True)).metrics
+            logged = one.logged or tuple(found)
+            metrics |= {f"{one.name}/{key}": value for key in logged if (value := found.get(key)) is not None}
+        return {"score": float(np.mean([metrics[f"{name}/{key}"] for name, key in scored.items()])), **metrics}
 
     return evaluate
 
 
 @dataclass(frozen=True)
 class _ValidationSet:
+    """One entry of `run.val`.
+
+    Args:
+        name: its metrics are logged as NAME/metric.
+        images: what is embedded.
+        judge: its embeddings -> the protocol's result.
+        score: the metric that counts, "" = none.
+        logged: metrics that are logged where they are defined; () = all.
+    """
+
     name: str
     images: _Chosen
-    pairs: Pairs
+    judge: Callable[[Embeddings], Result]
+    score: str
+    logged: tuple[str, ...]
 
 
 def _open(entry: str, recipe: Recipe) -> _ValidationSet:
-    source, _, pairs_file = entry.partition("::")
+    source, _, how = entry.partition("::")
     dataset = open_dataset(source, size=recipe.data.size, resize=True)
     if dist.is_main() and (remark := unaligned_remark(dataset, source)):
         say(remark)
-    if pairs_file:
-        pairs = read_pairs(pairs_file, dataset.ids)
+    name = source.partition(",")[0].replace(":", "_") if source.startswith("rendered:") else Path(source).stem
+    name = name.partition("#")[0]
+    if how == RETRIEVAL:
+        return _retrieval_set(name, dataset)
+    if how:
+        pairs = read_pairs(how, dataset.ids)
     elif (own := own_pairs(dataset, dataset.ids, 10, source)) is not None:
         pairs = own
     else:
         pairs = draw_pairs(dataset.labels, dataset.ids, count=recipe.run.val_pairs, seed=recipe.run.seed)
     used = np.unique(np.concatenate([pairs.left, pairs.right]))
     left, right = np.searchsorted(used, pairs.left), np.searchsorted(used, pairs.right)
-    name = source.partition(",")[0].replace(":", "_") if source.startswith("rendered:") else Path(source).stem
-    return _ValidationSet(name, _Chosen(dataset, used), Pairs(left, right, pairs.same, pairs.fold, pairs.source))
+    chosen = Pairs(left, right, pairs.same, pairs.fold, pairs.source)
+    score = "accuracy" if 0 < chosen.same.sum() < len(chosen) else ""
+
+    def judge(embeddings: Embeddings) -> Result:
+        return evaluate_pairs(embeddings, chosen, examples=0)
+
+    return _ValidationSet(name, _Chosen(dataset, used), judge, score, LOGGED)
+
+
+def _retrieval_set(name: str, dataset: FaceDataset) -> _ValidationSet:
+    def judge(embeddings: Embeddings) -> Result:
+        return evaluate_retrieval(embeddings, examples=0)
+
+    return _ValidationSet(name, _Chosen(dataset, np.arange(len(dataset))), judge, "recall@1", ())
 
 
 class _Chosen:

@@ -12,7 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from visard.config import Recipe, RunConfig
+from visard.data.parts import split_part
 from visard.errors import UserError
+
+RETRIEVAL = "retrieval"
+"""What `run.val` has behind `DATA::` for a set that is searched instead of compared in pairs."""
 
 
 def located(recipe: Recipe) -> Recipe:
@@ -51,9 +55,11 @@ def anchored(recipe: Recipe, *, data: bool, val: bool) -> Recipe:
 
 
 def _of_entry(entry: str, change: Callable[[str], str]) -> str:
-    """`DATA` or `DATA::PAIRS_FILE` with its paths changed."""
+    """`DATA`, `DATA::retrieval` or `DATA::PAIRS_FILE` with its paths changed."""
     source, separator, pairs = entry.partition("::")
-    return _each_path(source, change) + separator + (change(pairs) if pairs else "")
+    if pairs and pairs != RETRIEVAL:
+        pairs = change(pairs)
+    return _each_path(source, change) + separator + pairs
 
 
 def _each_path(source: str, change: Callable[[str], str]) -> str:
@@ -89,6 +95,7 @@ def _place(path: str, run: RunConfig) -> str | None:
 
 def _is_there(path: str) -> bool:
     name = os.path.basename(path)
+    path, _ = split_part(path)
     return os.path.exists(path) or ("{" in name and os.path.isdir(os.path.dirname(path) or "."))  # shards {000..031}
 
 

@@ -23,15 +23,19 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 class FolderDataset(EncodedDataset):
     """`root/<identity>/.../<crop>`; the image id is the path below `root`. Images in `root` itself are unlabelled.
 
+    With `nested`, every folder that holds images is an identity, named by its path below `root`: Omniglot's
+    `<alphabet>/<character>`.
+
     What starts with a dot or is not an image by its suffix (.DS_Store, ._photo.jpg, Thumbs.db, lists) is left out.
     `root/images.csv` may name ids and identities otherwise, `root/points.csv` the landmarks. Order: by path.
 
     Args:
         root: the folder.
         size, resize: as for `open_dataset`; without a size, that of the first crop.
+        nested: identities are the innermost folders instead of the outermost.
     """
 
-    def __init__(self, root: Path, size: int | None = None, resize: bool = False) -> None:
+    def __init__(self, root: Path, size: int | None = None, resize: bool = False, *, nested: bool = False) -> None:
         self.root, self._resize = Path(root), resize
         files: list[str] = []
         names: list[str] = []
@@ -39,7 +43,7 @@ class FolderDataset(EncodedDataset):
             if entry.is_dir():
                 found = [f"{entry.name}/{name}" for name in _images_below(Path(entry.path))]
                 files += found
-                names += [entry.name] * len(found)
+                names += [name.rpartition("/")[0] for name in found] if nested else [entry.name] * len(found)
             elif is_image(entry.name):
                 files.append(entry.name)
                 names.append("")
