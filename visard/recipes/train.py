@@ -299,7 +299,7 @@ def _carry_out(request: Request) -> Answer:
     from visard.checkpoint import pointed
     from visard.data.dataset import open_dataset
     from visard.data.unaligned import unaligned_remark
-    from visard.recipes.evaluation import pair_evaluation
+    from visard.recipes.evaluation import validation
     from visard.training.checks import overfit_batch, profile
     from visard.training.loop import process_device, train
 
@@ -326,7 +326,7 @@ def _carry_out(request: Request) -> Answer:
             return overfit_batch(recipe, dataset)
         if request.profile:
             return profile(recipe, dataset)
-        run = train(recipe, dataset, evaluate=pair_evaluation(paths), resume=request.resume)
+        run = train(recipe, dataset, evaluate=validation(paths), resume=request.resume)
         best, last = pointed(run, "best"), pointed(run, "last")
         value = {"run": str(run), "best": best, "last": last}
         text = f"{run}: {'best ' + best + ', ' if best else ''}last {last}"
