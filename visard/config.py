@@ -24,6 +24,7 @@ from visard.config_heads import CurricularFaceConfig as CurricularFaceConfig
 from visard.config_heads import HeadConfig as HeadConfig
 from visard.config_heads import MagFaceConfig as MagFaceConfig
 from visard.config_heads import MarginConfig as MarginConfig
+from visard.config_heads import QueueConfig as QueueConfig
 from visard.config_json import from_dict as from_dict
 from visard.config_json import to_dict as to_dict
 from visard.errors import UserError
@@ -157,6 +158,9 @@ class RunConfig:
     seed: int = 0
     batch_global: int = 128
     """Images a step over all processes."""
+    micro_batches: int = 1
+    """Parts into which each process divides its images of a step, so that the activations of one part fit: the same
+    gradient, but batch norm normalises by the part."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast type of the backbone; the head stays in float32."""
@@ -173,7 +177,8 @@ class RunConfig:
     keep_last: int = 3
     """Checkpoints kept; the best one is kept besides."""
     val: tuple[str, ...] = ()
-    """Pair sets evaluated during training: `DATA` or `DATA::PAIRS_FILE`; without a file, pairs are drawn by seed."""
+    """Sets evaluated during training: `DATA` or `DATA::PAIRS_FILE` in pairs (without a file they are drawn by seed),
+    `DATA::retrieval` by Recall@K."""
     val_pairs: int = 3000
     """Genuine and as many impostor pairs drawn from a validation set without a pairs file."""
     init: str = ""
@@ -189,6 +194,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _check(self.batch_global >= 1, f"run.batch_global is {self.batch_global}; at least 1")
+        _check(self.micro_batches >= 1, f"run.micro_batches is {self.micro_batches}; at least 1")
+        _check(
+            self.micro_batches == 1 or self.batch_global >= 2 * self.micro_batches,
+            f"run.micro_batches {self.micro_batches} leaves fewer than 2 images of run.batch_global "
+            f"{self.batch_global} to a part",
+        )
         _check(self.log_every >= 1 and self.keep_last >= 1, "run.log_every and run.keep_last must be at least 1")
         _check(
             self.evaluate_every >= 0 and self.save_every >= 0,

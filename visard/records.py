@@ -78,6 +78,24 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def split(self, count: int) -> list[Batch]:
+        """`count` batches over the same memory with nearly equally many images each, larger ones first."""
+        if count == 1:
+            return [self]
+        small, larger = divmod(len(self), count)
+        stops = [small * (i + 1) + min(i + 1, larger) for i in range(count)]
+        return [self._part(slice(a, b)) for a, b in zip([0, *stops], stops, strict=False)]
+
+    def _part(self, part: slice) -> Batch:
+        return Batch(
+            images=self.images[part],
+            labels=self.labels[part],
+            ids=self.ids[part],
+            flipped=self.flipped[part],
+            points=None if self.points is None else self.points[part],
+            extras={key: value[part] for key, value in self.extras.items()},
+        )
+
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on `device`."""
         return Batch(

@@ -2,11 +2,10 @@
 
 JSON: out; run (overrides of RunConfig); max_steps; lr; resume; batch_norm (false: a network without it); head
 (HeadConfig as JSON); sampler (SamplerConfig as JSON); identities and images_each of the data; delay (seconds a step, so
-that a kill finds the run at work).
+that a kill finds the run at work); count_reductions (print how often DDP sums a bucket of gradients).
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: DDP compares a hook's annotations with its own types.
 import json
 import sys
 import time
@@ -22,7 +21,7 @@ from visard import dist
 from visard.config import BackboneConfig, HeadConfig, SamplerConfig, from_dict
 from visard.data.transforms import Sample
 from visard.errors import Interrupted
-from visard.training import build, loop
+from visard.training import build, loop, parallel
 
 
 class PlainNetwork(nn.Module):
@@ -40,8 +39,19 @@ class PlainNetwork(nn.Module):
         return embeddings
 
 
+REDUCTIONS = []
+_sum_over_processes = parallel._sum_over_processes
+
+
+def _counted(state: None, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    REDUCTIONS.append(bucket.index())
+    return _sum_over_processes(state, bucket)
+
+
 def main(options: dict[str, Any]) -> int:
     torch.set_num_threads(1)
+    if options.get("count_reductions"):
+        parallel._sum_over_processes = _counted  # type: ignore[assignment]
     if not options.get("batch_norm", True):
         build.build = PlainNetwork  # type: ignore[assignment]
     recipe = tiny_recipe(Path(options["out"]), **options.get("run", {}))
@@ -69,6 +79,7 @@ def main(options: dict[str, Any]) -> int:
         return 128 + stopped.signal
     finally:
         dist.close()
+    print(f"reductions: {len(REDUCTIONS)}")
     return 0
 
 

@@ -79,7 +79,7 @@ class EpochSampler:
         steps: an epoch.
         draws: images an epoch, before the rest is left out.
         images_per_step: over all ranks; B, or all draws where they are fewer.
-        most_per_rank: images of a step that a rank gets at most.
+        most_per_rank, least_per_rank: images of a step that a rank gets at most, and of a full step at least.
     """
 
     order = "uniform"
@@ -107,6 +107,7 @@ class EpochSampler:
         self.rank, self.world_size = rank, world_size
         self.images_per_step = min(batch_global, draws)
         self.most_per_rank = -(-self.images_per_step // self._unit // world_size) * self._unit
+        self.least_per_rank = self.images_per_step // self._unit // world_size * self._unit
         keep_rest = not drop_last or draws < batch_global
         self.steps = -(-draws // batch_global) if keep_rest else draws // batch_global
         self.epoch, self.step = 0, 0

@@ -105,6 +105,11 @@ def build_parts(
     sampler = build_sampler(
         recipe.data.sampler, dataset.labels, run.batch_global, run.seed, dist.rank(), dist.world_size()
     )
+    if run.micro_batches > 1 and sampler.least_per_rank < 2 * run.micro_batches:
+        raise UserError(
+            f"run.micro_batches {run.micro_batches}: a process has {sampler.least_per_rank} images of a step, and each "
+            "part needs 2 or more; raise run.batch_global or use fewer parts"
+        )
     state = TrainState(
         backbone=backbone,
         head=head,

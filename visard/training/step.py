@@ -1,15 +1,22 @@
 """One optimizer step: a batch in, moved parameters out, and numbers that stay on the device.
 
 In: `Parts`, a batch, a learning rate. Out: `StepNumbers`. Nothing here waits for the device.
+
+Micro-batches (`run.micro_batches`) divide a process's images of one step: gradients add up over them, those of the
+backbone are summed over processes in the last one alone, and the optimizer moves once. The loss of each is already its
+share of the mean over the step. Batch norm normalises by the micro-batch (ghost batch norm, arXiv:1705.08741), and its
+running statistics move once for each.
 The ranges named by `record_function` are what `--profile` measures.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from visard import dist
@@ -48,23 +55,26 @@ def train_step(parts: Parts, batch: Batch, lr: float, *, stop: bool = False) -> 
     """
     state, recipe, device = parts.state, parts.recipe, parts.device
     seed_step(recipe.run.seed, state.step, dist.rank())
-    dtype = AUTOCAST[recipe.run.precision]
-    with record_function("visard/forward"):
-        batch = batch.to(device, non_blocking=True)
-        pixels = parts.spec.normalise(batch.images)
-        if not recipe.run.channels_last:
-            pixels = pixels.contiguous()
-        state.head.begin_step(parts.images_global, batch.labels, parts.images_most)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            embeddings = parts.model(pixels)
-        loss, logs = state.head(embeddings, batch)
+    batch = batch.to(device, non_blocking=True)
+    count = recipe.run.micro_batches
+    state.head.begin_step(parts.images_global, batch.labels, parts.images_most, count)
+    loss = torch.zeros((), device=device)
+    logs: dict[str, Tensor] = {}
+    for number, micro in enumerate(batch.split(count), 1):
+        with _unshared(parts.model) if number < count else nullcontext():
+            micro_loss, micro_logs = _forward(parts, micro)
+            with record_function("visard/backward"):
+                state.optimizer.backward(micro_loss)
+        loss = loss + micro_loss.detach()
+        for name, value in micro_logs.items():
+            share = value if count == 1 else value * (len(micro) / len(batch))
+            logs[name] = logs[name] + share if name in logs else share
     with record_function("visard/backward"):
-        state.optimizer.backward(loss)
         sum_head_gradients(state.head)
     with record_function("visard/optimizer"):
         rows = {f"head.{name}": grad for name, grad in state.head.row_gradients().items()}
         squares = [square_of(rows)] if rows else []
-        shared = torch.stack([loss.detach().float(), torch.full((), float(stop), device=device), *squares])
+        shared = torch.stack([loss.float(), torch.full((), float(stop), device=device), *squares])
         # Summed: the shares of the loss make the mean over the global batch; any process's wish to stop is above 0;
         # each process's rows are its own, so their squares add up too.
         dist.all_reduce_sum(shared)
@@ -76,3 +86,20 @@ def train_step(parts: Parts, batch: Batch, lr: float, *, stop: bool = False) -> 
         logs={**logs, "loss": shared[0], "gradient_norm": report.norm},
         skipped=report.skipped,
     )
+
+
+def _unshared(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, gradients stay in this process."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def _forward(parts: Parts, micro: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """This process's share of the step's loss that the images of a micro-batch make, and their logs."""
+    dtype = AUTOCAST[parts.recipe.run.precision]
+    with record_function("visard/forward"):
+        pixels = parts.spec.normalise(micro.images)
+        if not parts.recipe.run.channels_last:
+            pixels = pixels.contiguous()
+        with torch.autocast(parts.device.type, dtype=dtype, enabled=dtype is not None):
+            embeddings = parts.model(pixels)
+        return parts.state.head(embeddings, micro)
