@@ -94,6 +94,19 @@ AnyMarginConfig = MarginConfig | AdaFaceConfig | CurricularFaceConfig | MagFaceC
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueueConfig:
+    """BroadFace's queue: the class centres learn from past embeddings too (arXiv:2008.06674)."""
+
+    size: int = 0
+    """Past embeddings that are kept, over all processes together; 0 = none (the paper: 32768)."""
+    compensation: bool = True
+    """Move each by as much as its class centre has moved since (Eq. 7), so that old ones may stay."""
+
+    def __post_init__(self) -> None:
+        _check(self.size >= 0, f"head.queue.size is {self.size}; it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """The classifier: margin softmax cross-entropy over the cosines to the class centres."""
 
@@ -112,6 +125,8 @@ class HeadConfig:
     """Negatives with a larger cosine are left out of the sum: likely the same person under two names; 1 = none."""
     products: Literal["fp32", "bf16"] = "fp32"
     """Type that the classifier's matrix products take; sums, targets and centres stay float32."""
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    """BroadFace: past embeddings for the class centres to learn from; needs sharded."""
     kernel: Literal["chunked", "triton"] = "chunked"
     """What computes the softmax: plain torch, or Triton kernels (CUDA, extra `kernels`; not yet timed on a GPU)."""
 
@@ -125,6 +140,15 @@ class HeadConfig:
         _check(
             self.unsampled == "untouched" or self.sample_rate < 1,
             "head.unsampled belongs to a head.sample_rate below 1",
+        )
+        _check(
+            self.queue.size == 0 or self.classes == "sharded",
+            "head.queue.size needs head.classes sharded (which works on one process too)",
+        )
+        _check(
+            self.queue.size == 0 or self.subcentres == 1,
+            f"head.queue.size is {self.queue.size} and head.subcentres {self.subcentres}; a queue needs 1 sub-centre: "
+            "an entry follows its class's only centre",
         )
         _check(0 < self.conflict_cos <= 1, f"head.conflict_cos is {self.conflict_cos}; use above 0 to 1")
 

@@ -33,7 +33,7 @@ from torch.autograd.function import once_differentiable
 
 from visard.functional.margins import Margin, MarginState, harden
 from visard.functional.soft_targets_pieces import Pair, pair_gradients, pair_sums
-from visard.functional.softmax import cosines
+from visard.functional.softmax import cosines, no_sums
 from visard.functional.softmax_chunked import Job, Part, Settings, descend, job_of, worth_keeping
 from visard.functional.softmax_pieces import EXCLUDED, LogitGradient
 
@@ -129,15 +129,10 @@ def _logits_whole(
 ) -> Tensor:
     cos_BC = cosines(emb_BD, weight_CD)
     column_B1 = labels_B.clamp(min=0).unsqueeze(1)
-    margined = margin(cos_BC.gather(1, column_B1).squeeze(1), emb_BD.norm(dim=1), state, _no_images)
+    margined = margin(cos_BC.gather(1, column_B1).squeeze(1), emb_BD.norm(dim=1), state, no_sums)
     hardened_BC = cos_BC if margined.hard is None else harden(cos_BC, margined.hard)
     own_BC = hardened_BC.masked_fill(ignored_C, EXCLUDED).scatter(1, column_B1, margined.cos.unsqueeze(1))
     return scale * torch.where((labels_B >= 0).unsqueeze(1), own_BC, cos_BC.masked_fill(ignored_C, EXCLUDED))
-
-
-def _no_images(values: Tensor) -> Tensor:
-    """The sums over no image: margins keep their states."""
-    return values.new_zeros(len(values))
 
 
 def soft_targets(
@@ -194,7 +189,7 @@ def soft_targets(
             )
             pair = Pair(
                 *(
-                    _unhardened(job_of(emb, centres, labels_N, m, s / temperature, past, _no_images, settings, part))
+                    _unhardened(job_of(emb, centres, labels_N, m, s / temperature, past, no_sums, settings, part))
                     for emb, centres, m, s, past in sides
                 )
             )

@@ -43,6 +43,11 @@ def own_sums(sums_K: Tensor) -> Tensor:
     return sums_K
 
 
+def no_sums(sums_K: Tensor) -> Tensor:
+    """The sums over no image: margins keep their states."""
+    return sums_K.new_zeros(len(sums_K))
+
+
 def margin_softmax_whole(
     emb_BD: Tensor,
     weight_CD: Tensor,

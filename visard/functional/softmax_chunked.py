@@ -123,7 +123,7 @@ def margin_softmax(
     margin: Margin,
     *,
     scale: float,
-    denominator: int,
+    denominator: int | Tensor,
     state: MarginState | None = None,
     total: Callable[[Tensor], Tensor] = own_sums,
     weights_N: Tensor | None = None,
@@ -143,7 +143,8 @@ def margin_softmax(
         labels_N: (N,) int64, -1 = unlabelled; with a `part` all that counts is which are labelled.
         margin: see `visard.functional.margins`.
         scale: s, > 0.
-        denominator: images of the optimizer step over all processes.
+        denominator: images of the optimizer step over all processes; () of the embeddings' type where the device alone
+            knows it.
         state: the margin's state; None = {}.
         total: as in `margin_softmax_whole`.
         weights_N: (N,) factor of each image's loss; None = 1.
@@ -269,32 +270,19 @@ class _Classes(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, emb_ND: Tensor, weight: Tensor, job: Job, weights_N: Tensor | None, denominator: int
+        ctx: Any, emb_ND: Tensor, weight: Tensor, job: Job, weights_N: Tensor | None, denominator: int | Tensor
     ) -> tuple[Tensor, Tensor]:
-        n, part = job.negatives, job.part
-        keep = (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]) and worth_keeping(job)
-        kept = n.unit_ND.new_empty(len(emb_ND) * n.classes * n.centres, dtype=n.products) if keep else None
-        sums = job.settings.pieces.sums(n, kept)
-        # Shards' pieces: the largest of the largest, and sums relative to it.
-        largest_N = part.most(sums.largest_N.clone())
-        share_N = sums.total_N * (sums.largest_N - largest_N).exp()
-        total_N = part.add(share_N.to(n.unit_ND.dtype)).to(share_N.dtype)
-        nearest_N = part.most(sums.nearest_N)
-        shift_N = largest_N + total_N.log()
-        gap_N = torch.where(job.labelled_N, shift_N - n.scale * job.margined.cos, float("-inf"))
-        loss_N = torch.logaddexp(torch.zeros_like(gap_N), gap_N)
+        part = job.part
+        kept = room_for_logits(job) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
+        sums = joint_sums(job, kept)
+        loss_N = torch.logaddexp(torch.zeros_like(sums.gap_N), sums.gap_N)
         if job.margined.regulariser is not None:
             loss_N = loss_N + torch.where(job.labelled_N, job.margined.regulariser, 0.0)
         if weights_N is not None:
             loss_N = loss_N * weights_N
-        # A negative's share of the sum is exp(logit - largest) * exp(largest - shift): a shift rounded to float32 would
-        # change the shares of all negatives alike. An image without negatives has none.
-        bare_N = total_N == 0
-        share_N = (largest_N - shift_N).exp().masked_fill(bare_N, 0.0)
-        largest_N = largest_N.masked_fill(bare_N, float("inf"))
-        ctx.save_for_backward(emb_ND, largest_N, share_N, gap_N.sigmoid(), weights_N)
+        ctx.save_for_backward(emb_ND, sums.largest_N, sums.share_N, sums.gap_N.sigmoid(), weights_N)
         ctx.job, ctx.kept, ctx.denominator = job, kept, denominator
-        correct_N = (nearest_N <= job.own_cos_N) & job.labelled_N
+        correct_N = (sums.nearest_N <= job.own_cos_N) & job.labelled_N
         ctx.mark_non_differentiable(correct_N)
         return (loss_N[part.images].sum() / denominator).to(emb_ND.dtype), correct_N
 
@@ -303,24 +291,77 @@ class _Classes(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         emb_ND, largest_N, share_N, wrong_N, weights_N = ctx.saved_tensors
         job: Job = ctx.job
-        n, kind = job.negatives, emb_ND.dtype
         each_N = (grad / ctx.denominator).expand(len(emb_ND))
         if weights_N is not None:
             each_N = each_N * weights_N
-        # d loss / d logit is `wrong` times a negative's share of the sum, and -`wrong` for the target.
-        push_N = (each_N * n.scale * wrong_N).to(kind)
-        own_N = -push_N * job.slope_N
-        gradient = LogitGradient(largest_N, push_N * share_N.to(kind), own_N, job.own_cos_N)
+        gradient, push_N = logit_gradient(job, each_N, largest_N, share_N, wrong_N)
         by_length_N = -push_N * job.norm_slope_N
         if job.margined.regulariser is not None:
             by_length_N = by_length_N + each_N * job.regulariser_slope_N
 
         def fill(unit_grad_ND: Tensor | None, weight_grad_RD: Tensor | None, accumulate: bool) -> None:
-            job.settings.pieces.gradients(n, gradient, ctx.kept, unit_grad_ND, weight_grad_RD, accumulate)
+            job.settings.pieces.gradients(job.negatives, gradient, ctx.kept, unit_grad_ND, weight_grad_RD, accumulate)
 
         results = descend(job, emb_ND, ctx.needs_input_grad[:2], by_length_N, fill)
         ctx.kept = None
         return *results, None, None, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointSums:
+    """Each image's negatives over all processes.
+
+    Args:
+        largest_N: (N,) largest logit; +inf if there is no negative.
+        share_N: (N,) exp(largest - log-sum-exp): a negative's share of the sum is exp(logit - largest) times this.
+            exp(logit - log-sum-exp) alone would not do: rounded to float32 the shift would change the shares of all
+            negatives alike.
+        gap_N: (N,) log-sum-exp less the target's logit; -inf for unlabelled images.
+        nearest_N: (N,) largest plain cosine of a negative.
+    """
+
+    largest_N: Tensor
+    share_N: Tensor
+    gap_N: Tensor
+    nearest_N: Tensor
+
+
+def joint_sums(job: Job, kept: Tensor | None) -> JointSums:
+    """The first pass over the classes, and what the processes' shares add up to. See `negative_sums` for `kept`."""
+    n, part = job.negatives, job.part
+    sums = job.settings.pieces.sums(n, kept)
+    # Shards' pieces: the largest of the largest, and sums relative to it.
+    largest_N = part.most(sums.largest_N.clone())
+    share_N = sums.total_N * (sums.largest_N - largest_N).exp()
+    total_N = part.add(share_N.to(n.unit_ND.dtype)).to(share_N.dtype)
+    nearest_N = part.most(sums.nearest_N)
+    shift_N = largest_N + total_N.log()
+    gap_N = torch.where(job.labelled_N, shift_N - n.scale * job.margined.cos, float("-inf"))
+    bare_N = total_N == 0
+    return JointSums(
+        largest_N=largest_N.masked_fill(bare_N, float("inf")),
+        share_N=(largest_N - shift_N).exp().masked_fill(bare_N, 0.0),
+        gap_N=gap_N,
+        nearest_N=nearest_N,
+    )
+
+
+def logit_gradient(
+    job: Job, each_N: Tensor, largest_N: Tensor, share_N: Tensor, wrong_N: Tensor
+) -> tuple[LogitGradient, Tensor]:
+    """What each logit's gradient is made of; and (N,) scale times d loss / d log-sum-exp.
+
+    Args:
+        job: the problem.
+        each_N: (N,) factor of each image's loss.
+        largest_N: see `JointSums`.
+        share_N: see `JointSums`.
+        wrong_N: (N,) sigmoid of the gap: d loss / d logit is this times a negative's share, and -this for the target.
+    """
+    kind = job.negatives.unit_ND.dtype
+    push_N = (each_N * job.negatives.scale * wrong_N).to(kind)
+    own_N = -push_N * job.slope_N
+    return LogitGradient(largest_N, push_N * share_N.to(kind), own_N, job.own_cos_N), push_N
 
 
 def descend(
@@ -357,6 +398,14 @@ def descend(
     # By length: once over all processes, where the own class is.
     by_length_N1 = torch.where(n.own_class_N >= 0, by_length_N, 0.0).unsqueeze(1)
     return (unit_grad_ND - n.unit_ND * along_N1) / length_N1 + n.unit_ND * by_length_N1, weight_grad
+
+
+def room_for_logits(job: Job) -> Tensor | None:
+    """Where the logits are kept between the two passes; None = they are not."""
+    n = job.negatives
+    if not worth_keeping(job):
+        return None
+    return n.unit_ND.new_empty(len(n.unit_ND) * n.classes * n.centres, dtype=n.products)
 
 
 def worth_keeping(job: Job) -> bool:

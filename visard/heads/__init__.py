@@ -6,6 +6,7 @@ import torch
 
 from visard.config import HeadConfig
 from visard.heads.base import Head
+from visard.heads.broadface import BroadFaceHead
 from visard.heads.full import FullHead
 from visard.heads.sharded import ShardedHead
 
@@ -24,4 +25,6 @@ def build_head(num_classes: int, embedding_dim: int, config: HeadConfig, device:
     Raises:
         UserError: what it asks for is not there (Triton).
     """
+    if config.queue.size:
+        return BroadFaceHead(num_classes, embedding_dim, config, device)
     return CLASSES[config.classes](num_classes, embedding_dim, config, device)

@@ -16,18 +16,34 @@ and `row_gradients` hands that to the optimizer, which moves those rows and leav
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from visard import dist
 from visard.config import HeadConfig
+from visard.functional.softmax import SoftmaxOutput
 from visard.functional.softmax_chunked import Part, RowBuffer, margin_softmax
 from visard.heads.base import Head
 from visard.heads.centres import draw_seed, new_centres
 from visard.heads.margin import HeadMargin
 from visard.heads.softmax import means_of, settings_of
 from visard.records import Batch, RowGrad
+
+
+class Joint(NamedTuple):
+    """A micro-batch of all processes together.
+
+    Args:
+        emb_ND: (N, D) embeddings, with gradient.
+        labels_N: (N,) labels, -1 = unlabelled.
+        images: which of them are this process's.
+    """
+
+    emb_ND: Tensor
+    labels_N: Tensor
+    images: slice
 
 
 class ShardedHead(Head):
@@ -104,34 +120,47 @@ class ShardedHead(Head):
             embeddings: (B, D), any float type, not normalised; B may differ between processes and be 0.
             batch: with labels (B,), -1 = unlabelled.
         """
+        joint = self.joint(embeddings, batch)
+        output = self.softmax(joint, self.images_global(batch))
+        return output.loss, means_of(output, embeddings, batch.labels, joint.images)
+
+    def joint(self, embeddings: Tensor, batch: Batch) -> Joint:
+        """A micro-batch of all processes; the first one also draws the step's sample, if its labels say all."""
         capacity = -(-self.capacity(len(batch)) // self._micro_batches)
-        images = dist.own_rows(len(batch), capacity)
         labels_N = dist.gather_rows(batch.labels, capacity, fill=-1)
         emb_ND = dist.gather_rows(embeddings if embeddings.dtype == torch.float64 else embeddings.float(), capacity)
         if self.config.sample_rate < 1 and not self._labels_known:
             assert self._sample is None, "several micro-batches: hand the labels of them all to begin_step"
             self._sample = self._draw(labels_N)
+        return Joint(emb_ND, labels_N, dist.own_rows(len(batch), capacity))
+
+    def softmax(self, joint: Joint, denominator: int | Tensor) -> SoftmaxOutput:
+        """The margin softmax of a micro-batch, over the classes of the step."""
         output = margin_softmax(
-            emb_ND,
+            joint.emb_ND,
             self.weight,
-            labels_N,
+            joint.labels_N,
             self.margin.function,
             scale=self.config.margin.scale,
-            denominator=self.images_global(batch),
+            denominator=denominator,
             state=self.margin.state(),
             total=self.margin.total,
             settings=self.settings,
-            part=Part(
-                own_class_N=self._positions(labels_N),
-                sampled_C=self._sample,
-                gradient=self._gradient,
-                images=images,
-                add=dist.all_reduce_sum,
-                most=dist.all_reduce_max,
-            ),
+            part=self.part(joint.labels_N, joint.images),
         )
         self.margin.remember(output.state)
-        return output.loss, means_of(output, embeddings, batch.labels, images)
+        return output
+
+    def part(self, labels_N: Tensor, images: slice) -> Part:
+        """This process's part of a problem: its classes, or the step's sample of them."""
+        return Part(
+            own_class_N=self._positions(labels_N),
+            sampled_C=self._sample,
+            gradient=self._gradient,
+            images=images,
+            add=dist.all_reduce_sum,
+            most=dist.all_reduce_max,
+        )
 
     def capacity(self, images: int) -> int:
         """Images of the step that a process has at most, the same on all processes.
@@ -142,24 +171,33 @@ class ShardedHead(Head):
             return self._images_most
         return images if self._images_global is None else -(-self._images_global // dist.world_size())
 
-    def _here(self, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    def here(self, labels_N: Tensor) -> tuple[Tensor, Tensor]:
         """(N,) row of the weight here, meaningless where (N,) bool says that the class is elsewhere."""
         return labels_N - self.rows.start, (labels_N >= self.rows.start) & (labels_N < self.rows.stop)
 
+    def also_wanted(self) -> Tensor | None:
+        """(n,) labels, -1 = none, whose classes go before others where a sample has places left; None = nobody's."""
+        return None
+
     def _positions(self, labels_N: Tensor) -> Tensor:
-        """(N,) int64 position of each image's class among those that take part here, -1 = elsewhere."""
-        row_N, here_N = self._here(labels_N)
+        """(N,) int64 position of each image's class among those that take part here, -1 = elsewhere, or not drawn."""
+        row_N, here_N = self.here(labels_N)
         if self._sample is not None and len(self._sample):
-            row_N = torch.searchsorted(self._sample, row_N.contiguous())
+            position_N = torch.searchsorted(self._sample, row_N.contiguous()).clamp_(max=len(self._sample) - 1)
+            row_N, here_N = position_N, here_N & (self._sample[position_N] == row_N)
         return torch.where(here_N, row_N, -1)
 
     def _draw(self, labels_N: Tensor) -> Tensor:
         """(R,) int64 increasing: the classes here that take part. Nothing waits for the device."""
         count = len(self.rows)
         wanted = min(count, max(round(self.config.sample_rate * count), len(labels_N)))
-        row_N, here_N = self._here(labels_N)
         # Uniform keys for all, larger ones for the labels' classes; one place more takes the labels of other processes.
         keys = torch.rand(count + 1, device=labels_N.device)
+        second = self.also_wanted()
+        if second is not None:
+            row_n, here_n = self.here(second)
+            keys += torch.zeros_like(keys).index_fill_(0, torch.where(here_n, row_n, count), 1.0)
+        row_N, here_N = self.here(labels_N)
         keys.index_fill_(0, torch.where(here_N, row_N, count), 2.0)
         sample: Tensor = keys[:count].topk(wanted, sorted=False).indices.sort().values
         return sample

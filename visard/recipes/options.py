@@ -55,6 +55,11 @@ def refuse_idle(before: Recipe, recipe: Recipe) -> None:
         recipe.schedule.epochs != before.schedule.epochs and recipe.schedule.max_steps > 0,
         f"schedule.epochs does nothing while schedule.max_steps is {recipe.schedule.max_steps}; use --epochs",
     )
+    queue = recipe.head.queue
+    _refuse(
+        queue.compensation != before.head.queue.compensation and queue.size == 0,
+        "head.queue.compensation does nothing without a queue; give --head.queue.size too",
+    )
     source = recipe.data.source
     several = " + " in source or " * " in source or source.endswith(".json")
     _refuse(
