@@ -1,0 +1,186 @@
+"""The light that a face stands in, read off its skin, so that a mask can be lit by it.
+
+In: a crop, and where the generic face stands in it. Out: `Light`: how bright each direction is lit, the light's colour
+and strength, how sharp the picture is.
+
+Brightness is a linear function of the surface's normal (the first four spherical harmonics; Ramamoorthi and Hanrahan
+2001 show that a matt surface needs nine, of which these carry most), fitted in linear light to places of bare skin. What
+a face hides there (hair, glasses, a beard) is found by its residual and counts less. Albedo is unknown: the fit gives
+brightness relative to a place that looks at the camera; the strength comes from the crop's bright pixels.
+
+S crop size, P places on the skin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from visard.functional.face_surface import CAMERA_MM, AXIS_Z, ANGLE_DEG, HEIGHT_MM, Fit, radius, reshape
+from visard.records import UInt8Array
+
+__all__ = ["Light", "read_light", "shade"]
+
+Array = NDArray[np.float64]
+FloatArray = NDArray[np.float32]
+
+COARSE = 28
+"""The crop is averaged down to this many pixels a side: a place is 4 px of a 112 px crop."""
+GAMMA = 2.2
+# Shading differences are kept to what is seen on faces, in linear light relative to the front.
+DARKEST, BRIGHTEST = 0.28, 1.45
+
+# Height (mm under the eyes) and angles (degrees) of places that are skin on most faces: forehead, cheeks, nose's ridge.
+_PLACES = (
+    (-38, (-30, -15, 0, 15, 30)), (-28, (-38, -20, 0, 20, 38)),
+    (14, (-62, -48, 48, 62)), (22, (-66, -54, -42, -31, 31, 42, 54, 66)), (30, (-62, -50, -39, -28, 28, 39, 50, 62)),
+    (40, (-60, -48, -36, 36, 48, 60)), (52, (-58, -46, 46, 58)), (20, (-6, 0, 6)), (32, (-8, 8)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Light:
+    """What a mask needs to know of a crop.
+
+    Args:
+        terms: (4,) brightness = terms[0] + terms[1:] @ normal in the face's own axes, linear light, 1 = looking at the
+            camera.
+        gain: (3,) what a white surface that looks at the camera has, of 255, in the picture's own (sRGB) levels.
+        colourful: 1 for a colour picture, 0 for a grey one.
+        skin: (3,) the skin's colour, sRGB levels.
+        blur_px: standard deviation of the blur that makes a sharp edge as soft as the picture's.
+        grain: standard deviation of the noise to add, grey levels.
+    """
+
+    terms: Array
+    gain: Array
+    colourful: float
+    skin: Array
+    blur_px: float
+    grain: float
+
+
+def read_light(image_SS3: UInt8Array, fit: Fit) -> Light:
+    """The light on a face.
+
+    Args:
+        image_SS3: (S, S, 3) uint8 RGB.
+        fit: where the face is.
+    """
+    size = image_SS3.shape[0]
+    coarse = cv2.resize(image_SS3, (COARSE, COARSE), interpolation=cv2.INTER_AREA)
+    places, normals = _places()
+    rotation = fit.turn()
+    turned = reshape(places, fit.shape) @ rotation.T
+    flat = turned[:, :2] * (fit.scale * CAMERA_MM / (CAMERA_MM - turned[:, 2:])) + fit.shift
+    cell = ((flat + 0.5) * (COARSE / size)).astype(np.intp)
+    # Turned away more than this the place is on the outline, or hidden.
+    seen = (normals[:, 1:] @ rotation[2] > 0.3) & (cell.min(1) >= 0) & (cell.max(1) < COARSE)
+    x, y = cell[seen].T
+    levels = coarse[y, x].astype(np.float64)
+    everything = coarse.reshape(-1, 3)
+    luma = everything @ _LUMA
+    if len(levels) < 8:
+        levels, design = everything[:: COARSE // 2].astype(np.float64), None
+    else:
+        design = normals[seen]
+    skin_luma = levels @ _LUMA
+    terms = _UNLIT if design is None else _fit_terms(skin_luma, design, rotation[2])
+    # A median over the brighter half: shadow, hair and glasses are darker than skin.
+    order = np.argsort(skin_luma)
+    skin = levels[order[len(order) // 2 :]].mean(0)
+    chroma = float((everything.max(1) - everything.min(1)).mean())
+    colourful = min(max((chroma - 3.0) / 9.0, 0.0), 1.0)
+    bright = float(np.partition(luma, -40)[-40])
+    gain = _gain(skin, bright, colourful)
+    blur, grain = _softness(image_SS3, size)
+    return Light(terms, gain, colourful, skin, blur, grain)
+
+
+def shade(terms: Array, normals_N3: Array) -> Array:
+    """(N,) brightness of surfaces, in the picture's levels: 1 = as one that looks at the camera."""
+    linear = normals_N3 @ terms[1:]
+    linear += terms[0]
+    np.clip(linear, DARKEST, BRIGHTEST, out=linear)
+    result: Array = linear ** (1 / GAMMA)
+    return result
+
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+_UNLIT = np.array([0.55, 0.0, -0.12, 0.45])
+# White, in levels, and what a skin's colour is under white light, each channel over its luma.
+_WHITE = 236.0
+_SKIN_TINT = np.array([1.20, 0.93, 0.80])
+
+
+def _fit_terms(luma_P: Array, design_P4: Array, view_3: Array) -> Array:
+    """The four terms, by least squares that is repeated once with the outliers left out."""
+    linear = (np.maximum(luma_P, 2.0) * (1 / 255)) ** GAMMA
+    middle = float(np.median(linear))
+    relative = linear * (1 / middle)
+    weight = np.ones(len(relative))
+    for _ in range(2):
+        weighted = design_P4.T * weight
+        normal = weighted @ design_P4
+        # The prior: light from above and in front, as strong as six places.
+        normal.ravel()[::5] += _PRIOR_WEIGHT
+        terms = np.linalg.solve(normal, weighted @ relative + _PRIOR_WEIGHT * _UNLIT)
+        off = relative - design_P4 @ terms
+        weight = 1.0 / (1.0 + (off * (1 / 0.22)) ** 2)
+        # Too dark is hair, a brow, a beard more often than too bright is anything.
+        weight[off < -0.45] = 0.0
+    front = float(terms[0] + terms[1:] @ view_3)
+    return terms / max(front, 0.2)
+
+
+_PRIOR_WEIGHT = np.array([2.0, 3.0, 5.0, 3.0])
+
+
+def _gain(skin_3: Array, bright: float, colourful: float) -> Array:
+    """Levels of a white surface: the picture's bright places, and skin, are what says how it is exposed."""
+    luma = float(skin_3 @ _LUMA)
+    # Skin of any colour is darker than white cloth beside it; the picture's bright end is rarely brighter.
+    level = 0.5 * bright + 0.5 * (luma * 1.25 + 22.0)
+    level = min(max(level, luma * 1.02 + 8.0, 70.0), 246.0)
+    tint = skin_3 / (max(luma, 1.0) * _SKIN_TINT)
+    tint = tint / max(float(tint @ _LUMA), 1e-3)
+    cast = 1.0 + colourful * 0.45 * (np.clip(tint, 0.75, 1.3) - 1.0)
+    gain: Array = np.minimum(cast * level, 250.0)
+    return gain
+
+
+def _softness(image_SS3: UInt8Array, size: int) -> tuple[float, float]:
+    """Blur and grain of the picture's middle: how fast detail falls off from one scale to the next."""
+    quarter = size // 6
+    grey = cv2.cvtColor(image_SS3[quarter : size - quarter, quarter : size - quarter], cv2.COLOR_RGB2GRAY)
+    smooth = cv2.GaussianBlur(grey, (3, 3), 0)
+    smoother = cv2.GaussianBlur(grey, (7, 7), 0)
+    fine = float(cv2.norm(grey, smooth, cv2.NORM_L1))
+    wide = float(cv2.norm(smooth, smoother, cv2.NORM_L1))
+    ratio = fine / max(wide, 1.0)
+    blur = min(max((0.62 - ratio) * 2.2, 0.0), 1.3)
+    grain = min(max(fine / grey.size - 1.2, 0.0) * 0.5, 2.5)
+    return blur, grain
+
+
+@lru_cache(maxsize=1)
+def _places() -> tuple[Array, Array]:
+    """(P, 3) mm and (P, 4): 1 and the normal, of `_PLACES`."""
+    reach = radius()
+    heights = np.arange(HEIGHT_MM[0], HEIGHT_MM[1] + 0.1, HEIGHT_MM[2])
+    around = np.radians(np.arange(ANGLE_DEG[0], ANGLE_DEG[1] + 0.1, ANGLE_DEG[2]))
+    x, z = reach * np.sin(around), reach * np.cos(around) + AXIS_Z
+    points = np.stack([x, np.broadcast_to(heights[:, None], x.shape), z], -1)
+    normals = np.cross(np.gradient(points, axis=1), np.gradient(points, axis=0))
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    rows, columns = [], []
+    for height, angles in _PLACES:
+        for angle in angles:
+            rows.append(round((height - HEIGHT_MM[0]) / HEIGHT_MM[2]))
+            columns.append(round((angle - ANGLE_DEG[0]) / ANGLE_DEG[2]))
+    chosen = normals[rows, columns]
+    return points[rows, columns], np.column_stack([np.ones(len(chosen)), chosen])

@@ -1,0 +1,305 @@
+"""How each kind of mask lies on the generic face: its outline, how it is tented over nose and chin, its loops.
+
+In: a `Look`. Out: the mask as a grid of points around the face (`Worn`), in the millimetres of
+`visard.functional.face_surface`, with normals, and the lines of its loops.
+
+A mask is a rectangle, u from the picture's left edge (-1) to the right one (1), v from the upper edge (0) to the lower
+one (1), laid around the face's axis: u is an angle, v a height between two curves. It does not follow the skin: cloth
+spans hollows, so it lies on the face's convex hull (meridians first, then horizontal sections), pulled to the skin where
+the edge is held. Shells and cups stand out further.
+
+V, U rows and columns of the grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from visard.functional.face_surface import ANGLE_DEG, AXIS_Z, HEIGHT_MM, radius
+from visard.masks.records import Kind, Look, Wearing
+
+__all__ = ["COLUMNS", "ROWS", "Worn", "put_on"]
+
+Array = NDArray[np.float64]
+FloatArray = NDArray[np.float32]
+
+ROWS, COLUMNS = 13, 27
+LOOP_POINTS = 7
+
+Curve = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A kind's cut.
+
+    Args:
+        top: (|u|, height in mm) of the upper edge.
+        bottom: the same of the lower edge.
+        side: (v, angle in degrees) of the side edges.
+        held: how tight the upper edge follows the skin, 0 (tented) to 1.
+        dome: how far it stands out over the hull, mm; its half width in degrees; its middle height and half height, mm.
+        ear: the ends of its loops: (v on the edge, angle and height of the end).
+    """
+
+    top: Curve
+    bottom: Curve
+    side: Curve
+    held: float
+    dome: tuple[float, float, float, float] | None
+    ear: tuple[tuple[float, float, float], ...]
+
+
+# To the front of the ears' roots; straps go around the head above and below the ears.
+_EARS = ((0.06, 104.0, -4.0), (0.94, 103.0, 36.0))
+_STRAPS = ((0.28, 112.0, -38.0), (0.70, 112.0, 62.0))
+OUTLINES: dict[Kind, Outline] = {
+    "surgical": Outline(
+        top=((0, 13), (0.10, 15), (0.22, 22), (0.4, 25.5), (0.7, 28), (1, 33)),
+        bottom=((0, 122), (0.25, 119), (0.5, 111), (0.75, 100), (1, 88)),
+        side=((0, 67), (0.5, 65), (1, 66)),
+        held=0.7, dome=None, ear=_EARS,
+    ),
+    "cloth": Outline(
+        top=((0, 10), (0.10, 12), (0.24, 22), (0.45, 28), (0.7, 32), (1, 40)),
+        bottom=((0, 122), (0.25, 119), (0.5, 109), (0.75, 96), (1, 83)),
+        side=((0, 66), (0.5, 65), (1, 65)),
+        held=0.8, dome=(3, 22, 58, 34), ear=((0.08, 104.0, -2.0), (0.92, 103.0, 36.0)),
+    ),
+    "kn95": Outline(
+        top=((0, 8), (0.12, 11), (0.3, 22), (0.5, 29), (0.75, 36), (1, 45)),
+        bottom=((0, 123), (0.25, 118), (0.5, 107), (0.75, 92), (1, 78)),
+        side=((0, 67), (0.5, 69), (1, 67)),
+        held=0.6, dome=(9, 20, 58, 36), ear=((0.1, 104.0, -2.0), (0.9, 103.0, 36.0)),
+    ),
+    "n95": Outline(
+        top=((0, 6), (0.12, 9), (0.3, 19), (0.5, 27), (0.75, 38), (1, 52)),
+        bottom=((0, 121), (0.25, 117), (0.5, 107), (0.75, 94), (1, 78)),
+        side=((0, 52), (0.5, 58), (1, 54)),
+        held=0.6, dome=(10, 38, 60, 40), ear=_STRAPS,
+    ),
+    "bandana": Outline(
+        top=((0, 14), (0.08, 16), (0.18, 23), (0.35, 26), (0.65, 24), (1, 18)),
+        bottom=((0, 168), (0.15, 156), (0.4, 126), (0.7, 96), (1, 70)),
+        side=((0, 104), (1, 98)),
+        held=0.5, dome=(3, 40, 80, 40), ear=(),
+    ),
+    "respirator": Outline(
+        top=((0, 4), (0.14, 8), (0.3, 17), (0.5, 26), (0.75, 40), (1, 54)),
+        bottom=((0, 120), (0.3, 117), (0.55, 108), (0.8, 94), (1, 80)),
+        side=((0, 46), (0.5, 54), (1, 48)),
+        held=0.7, dome=(15, 34, 62, 40), ear=_STRAPS,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Worn:
+    """A mask on the generic face.
+
+    Args:
+        points: (V * U, 3) mm.
+        normals: (V * U, 3) unit vectors, outwards.
+        loops: (N, L, 3) mm, lines from the mask's edge to behind the ears; the first half on the picture's left.
+        nose: (5, 3) mm, the lower rim of the nose from left to right where it hangs over the mask; None = it is under it.
+    """
+
+    points: Array
+    normals: Array
+    loops: Array
+    nose: Array | None
+
+
+# Lower rim of the nose: wings, nostrils' sills, tip.
+_NOSE_RIM = np.array(
+    [[-17.5, 41.0, 13.0], [-14.0, 47.5, 17.0], [0.0, 48.0, 30.0], [14.0, 47.5, 17.0], [17.5, 41.0, 13.0]]
+)
+
+
+def put_on(look: Look) -> Worn:
+    """The mask where `look` says, on the mean face."""
+    cut = _cut(look.kind, look.wearing)
+    size = look.size
+    # Rows of heights and angles; the lower edge moves with the size, and everything with the drop.
+    top = cut.top_U + 100.0 * look.drop
+    height_VU = top + (cut.bottom_U - cut.top_U) * size * cut.v_V[:, None]
+    angle_VU = cut.angle_VU * (1.0 + 0.6 * (size - 1.0))
+    sine, cosine = np.sin(angle_VU), np.cos(angle_VU)
+    if look.tilt:
+        height_VU += (look.tilt * 60.0) * sine
+    row = ((height_VU - HEIGHT_MM[0]) / HEIGHT_MM[2]).astype(np.float32)
+    column = ((np.degrees(angle_VU) - ANGLE_DEG[0]) / ANGLE_DEG[2]).astype(np.float32)
+    found = cv2.remap(cut.map_RQ4, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    reach = found[..., 3] * np.float32(look.slack)
+    reach += cut.skin_VU(column, row)
+    points = np.empty((ROWS, COLUMNS, 3))
+    np.multiply(reach, sine, out=points[..., 0])
+    points[..., 1] = height_VU
+    np.multiply(reach, cosine, out=points[..., 2])
+    points[..., 2] += AXIS_Z
+    loops = np.empty((len(cut.loop_v) * 2, LOOP_POINTS, 3))
+    for side, edge in ((0, 0), (1, COLUMNS - 1)):
+        for k, (v, end) in enumerate(zip(cut.loop_v, cut.loop_end, strict=True)):
+            line = _line(float(angle_VU[v, edge]), float(height_VU[v, edge]), *end, side)
+            loops[side * len(cut.loop_v) + k] = line
+    nose = _NOSE_RIM if look.wearing == "under-nose" else None
+    return Worn(points.reshape(-1, 3), found[..., :3].reshape(-1, 3).astype(np.float64), loops, nose)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A kind and a way of wearing it, ready: edges at the grid's columns (mm), angles (radians), the map of normals and
+    tent (x, y, z, mm over the skin), and where the loops begin and end."""
+
+    v_V: Array
+    top_U: Array
+    bottom_U: Array
+    angle_VU: Array
+    map_RQ4: FloatArray
+    loop_v: tuple[int, ...]
+    loop_end: tuple[tuple[float, float], ...]
+
+    def skin_VU(self, column_VU: FloatArray, row_VU: FloatArray) -> FloatArray:
+        """mm from the axis to the skin."""
+        return cv2.remap(_skin(), column_VU, row_VU, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=1)
+def _skin() -> FloatArray:
+    return radius().astype(np.float32)
+
+
+@lru_cache(maxsize=None)
+def _cut(kind: Kind, wearing: Wearing) -> _Cut:
+    outline = OUTLINES[kind]
+    u, v = np.linspace(-1, 1, COLUMNS), np.linspace(0, 1, ROWS)
+    top, bottom = _curve(outline.top, np.abs(u)), _curve(outline.bottom, np.abs(u))
+    if wearing == "under-nose":
+        # Slid down: the edge hangs below the nose, what is too long bunches under the chin.
+        top = _curve(((0, 53), (0.2, 52), (0.45, 49), (1, 44)), np.abs(u))
+        bottom = bottom + 6.0
+    elif wearing == "chin":
+        top = _curve(((0, 88), (0.25, 86), (0.5, 78), (0.75, 68), (1, 58)), np.abs(u))
+        bottom = bottom + _curve(((0, 14), (0.5, 10), (1, 4)), np.abs(u))
+    side = np.radians(_curve(outline.side, v))
+    tent = _tent(kind, wearing)
+    return _Cut(
+        v_V=v,
+        top_U=top,
+        bottom_U=bottom,
+        angle_VU=side[:, None] * u,
+        map_RQ4=tent,
+        loop_v=tuple(round(at * (ROWS - 1)) for at, *_ in outline.ear),
+        loop_end=tuple((float(np.radians(angle)), height) for _, angle, height in outline.ear),
+    )
+
+
+def _tent(kind: Kind, wearing: Wearing) -> FloatArray:
+    """(R, Q, 4): normals of the mask's side that is seen, and how far it is from the skin, mm."""
+    outline = OUTLINES[kind]
+    skin = radius()
+    heights = np.arange(HEIGHT_MM[0], HEIGHT_MM[1] + 0.1, HEIGHT_MM[2])
+    angles = np.arange(ANGLE_DEG[0], ANGLE_DEG[1] + 0.1, ANGLE_DEG[2])
+    first = {"right": 12.0, "under-nose": 50.0, "chin": 84.0}[wearing]
+    last = 120.0 if kind != "bandana" else 150.0
+    inside = (heights >= first) & (heights <= last)
+    hull = skin.copy()
+    for column in range(len(angles)):
+        hull[inside, column] = _envelope(heights[inside], skin[inside, column])
+    around = np.radians(angles)
+    front = np.abs(angles) <= 105
+    for row in np.flatnonzero(inside):
+        hull[row, front] = _section_hull(hull[row, front], around[front])
+    # At the upper edge a wire or the tension holds it to the nose and the cheeks.
+    held = outline.held * np.clip(1 - (heights - first) / 14.0, 0, 1)
+    if wearing != "right":
+        held = held * 0.8
+    hull = skin + (hull - skin) * (1 - held)[:, None]
+    if outline.dome is not None and wearing != "chin":
+        out, wide, middle, half = outline.dome
+        bump = np.exp(-((angles[None] / wide) ** 2) - ((heights[:, None] - middle) / half) ** 4)
+        hull = hull + out * bump
+    # Cloth has no edges sharper than this.
+    hull = cv2.GaussianBlur(hull, (0, 0), 1.0, borderType=cv2.BORDER_REPLICATE)
+    hull = np.maximum(hull, skin) + 1.5
+    x, z = hull * np.sin(around), hull * np.cos(around)
+    points = np.stack([x, np.broadcast_to(heights[:, None], x.shape), z], -1)
+    down, across = np.gradient(points, axis=0), np.gradient(points, axis=1)
+    normals = np.cross(across, down)
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    return np.concatenate([normals, (hull - skin)[..., None]], -1).astype(np.float32)
+
+
+def _envelope(x: Array, y: Array) -> Array:
+    """The smallest concave function over the points (x increasing), at x."""
+    kept: list[int] = []
+    for i in range(len(x)):
+        while len(kept) > 1:
+            a, b = kept[-2], kept[-1]
+            if (y[b] - y[a]) * (x[i] - x[a]) > (y[i] - y[a]) * (x[b] - x[a]):
+                break
+            kept.pop()
+        kept.append(i)
+    result: Array = np.interp(x, x[kept], y[kept])
+    return result
+
+
+def _section_hull(reach: Array, around: Array) -> Array:
+    """Distances from the axis to the convex hull of a horizontal section, at the same angles."""
+    x, z = reach * np.sin(around), reach * np.cos(around)
+    kept: list[int] = []
+    for i in range(len(x)):
+        while len(kept) > 1:
+            a, b = kept[-2], kept[-1]
+            # From left to right over the front: a turn to the back (clockwise seen from above) is convex.
+            if (x[b] - x[a]) * (z[i] - z[a]) - (z[b] - z[a]) * (x[i] - x[a]) < 0:
+                break
+            kept.pop()
+        kept.append(i)
+    # Between two kept points the hull is a straight line: 1 / r is linear in cosine and sine of the angle.
+    result = reach.copy()
+    for a, b in zip(kept[:-1], kept[1:], strict=True):
+        inner = slice(a + 1, b)
+        dx, dz = x[b] - x[a], z[b] - z[a]
+        result[inner] = (x[a] * dz - z[a] * dx) / (np.sin(around[inner]) * dz - np.cos(around[inner]) * dx)
+    return result
+
+
+def _line(angle: float, height: float, end_angle: float, end_height: float, side: int) -> Array:
+    """(L, 3): along the skin from the mask's edge to the ear."""
+    if side == 0:
+        end_angle = -end_angle
+    t = np.linspace(0, 1, LOOP_POINTS)
+    around, heights = angle + (end_angle - angle) * t, height + (end_height - height) * t
+    row = ((heights - HEIGHT_MM[0]) / HEIGHT_MM[2]).astype(np.float32)[None]
+    column = ((np.degrees(around) - ANGLE_DEG[0]) / ANGLE_DEG[2]).astype(np.float32)[None]
+    reach = cv2.remap(_skin(), column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0] + 2.0
+    return np.stack([reach * np.sin(around), heights, reach * np.cos(around) + AXIS_Z], -1)
+
+
+def _curve(curve: Curve, at: Array) -> Array:
+    """The table between its points, without corners: a cubic in each piece whose slopes do not overshoot (Fritsch and
+    Carlson 1980, with the harmonic mean)."""
+    x, y = np.array(curve, np.float64).T
+    if len(x) == 2:
+        straight: Array = np.interp(at, x, y)
+        return straight
+    step, rise = np.diff(x), np.diff(y) / np.diff(x)
+    slope = np.zeros_like(y)
+    same = rise[:-1] * rise[1:] > 0
+    slope[1:-1][same] = 2 * rise[:-1][same] * rise[1:][same] / (rise[:-1] + rise[1:])[same]
+    slope[-1] = rise[-1]
+    k = np.clip(np.searchsorted(x, at, side="right") - 1, 0, len(step) - 1)
+    t, h = (at - x[k]) / step[k], step[k]
+    result: Array = (
+        y[k] * (1 + 2 * t) * (1 - t) ** 2
+        + h * slope[k] * t * (1 - t) ** 2
+        + y[k + 1] * t * t * (3 - 2 * t)
+        + h * slope[k + 1] * t * t * (t - 1)
+    )
+    return result
