@@ -27,6 +27,7 @@ from visard.config_heads import MarginConfig as MarginConfig
 from visard.config_heads import QueueConfig as QueueConfig
 from visard.config_json import from_dict as from_dict
 from visard.config_json import to_dict as to_dict
+from visard.config_masks import MaskConfig as MaskConfig
 from visard.errors import UserError
 
 
@@ -78,6 +79,8 @@ class DataConfig:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What is done to crops besides the mirror; nothing at first. `--augment light` takes a preset."""
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    """Which crops get a mask; none at first."""
 
     def __post_init__(self) -> None:
         _check(16 <= self.size <= 1024, f"data.size is {self.size} px; use 16 to 1024")

@@ -95,7 +95,7 @@ class Augmentation:
             image = jpeg(image, lowest + int(uniform["jpeg"][0] * (highest - lowest + 1)))
         if "erase" in uniform:
             image = erase(image, *rectangle(size, config.erase.area, uniform["erase"], 10 / 3), generator)
-        return Sample(image, points, sample.label, sample.id, sample.flipped)
+        return Sample(image, points, sample.label, sample.id, sample.flipped, sample.extras)
 
 
 def warp(image_SS3: UInt8Array, matrix_23: FloatArray) -> UInt8Array:

@@ -204,15 +204,20 @@ class _BatchMaker(Dataset[dict[str, Any]]):
         points = _points(dataset, indices)
         if points is not None:
             points[flipped] = mirror_points(points[flipped], dataset.size)
+        extras: dict[str, NDArray[Any]] = {}
         if self._augment is not None:
             for i, image_id in enumerate(ids):
                 given = _given(points, i)
                 sample = Sample(images[i], given, int(labels[i]), image_id, bool(flipped[i]))
                 sample = self._augment(sample, random.generator(streams[i]))
                 images[i] = sample.image
+                for name, value in sample.extras.items():
+                    if name not in extras:
+                        extras[name] = _zeros(len(ids), value)
+                    extras[name][i] = value
                 if points is not None:
                     points[i] = _MISSING if sample.points is None else sample.points
-        made = {"labels": labels, "ids": ids, "flipped": flipped, "points": points}
+        made = {"labels": labels, "ids": ids, "flipped": flipped, "points": points, "extras": extras}
         return made | ({"images": images} if slot is None else {"slot": slot})
 
 
@@ -258,6 +263,12 @@ def _points(dataset: FaceDataset, indices: Int64Array) -> Float32Array | None:
     return None if np.isnan(points).all() else points
 
 
+def _zeros(count: int, like: Any) -> NDArray[Any]:
+    """`count` numbers or arrays of the kind of `like`, all 0."""
+    like = np.asarray(like)
+    return np.zeros((count, *like.shape), like.dtype)
+
+
 def _given(points: Float32Array | None, i: int) -> Float32Array | None:
     return None if points is None or np.isnan(points[i]).any() else points[i]
 
@@ -279,13 +290,18 @@ def _ahead(make: Callable[[_Task], dict[str, Any]], tasks: Iterable[_Task]) -> I
 
 def _pinned(fields: dict[str, Any]) -> dict[str, Any]:
     """Arrays as tensors in page-locked memory."""
-    return {k: torch.from_numpy(v).pin_memory() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
+    extras = {k: torch.from_numpy(v).pin_memory() for k, v in fields.get("extras", {}).items()}
+    pinned = {k: torch.from_numpy(v).pin_memory() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
+    return {**pinned, "extras": extras}
 
 
 def _batch(fields: dict[str, Any]) -> Batch:
     if "error" in fields:
         raise fields["error"]
-    return Batch(**{k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in fields.items()})
+    extras = {k: torch.as_tensor(v) for k, v in fields.pop("extras", {}).items()}
+    return Batch(
+        **{k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in fields.items()}, extras=extras
+    )
 
 
 def _as_it_is(fields: Any) -> Any:

@@ -12,8 +12,9 @@ keep it: the next sample gets the same object, set to its own stream.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MIRRORED = np.array([1, 0, 2, 4, 3])
 _MASK = (1 << 64) - 1
 
+NO_EXTRAS: Mapping[str, Any] = MappingProxyType({})
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -38,6 +41,8 @@ class Sample:
         label: identity's number, -1 = unlabelled.
         id: image id.
         flipped: whether the crop was mirrored (image and points are mirrored already).
+        extras: what augmentations tell about the crop, by name: numbers, or arrays of the same shape for every crop;
+            the batch has them in its own extras. Nothing at first.
     """
 
     image: UInt8Array
@@ -45,6 +50,7 @@ class Sample:
     label: int
     id: str
     flipped: bool
+    extras: Mapping[str, Any] = NO_EXTRAS
 
 
 Augment = Callable[[Sample, np.random.Generator], Sample]
@@ -84,7 +90,7 @@ def mirror(sample: Sample) -> Sample:
     """The sample seen in a mirror: the right eye becomes the left one."""
     points = None if sample.points is None else mirror_points(sample.points, sample.image.shape[1])
     image = np.ascontiguousarray(sample.image[:, ::-1])
-    return Sample(image, points, sample.label, sample.id, not sample.flipped)
+    return Sample(image, points, sample.label, sample.id, not sample.flipped, sample.extras)
 
 
 def mirror_points(points: Float32Array, size: int) -> Float32Array:

@@ -10,7 +10,7 @@ S is the crop's side in pixels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -36,6 +36,9 @@ RGB = tuple[int, int, int]
 KIND_SHARES = (0.44, 0.22, 0.13, 0.09, 0.07, 0.05)
 """How often each of `KINDS` is drawn: what streets show, not a measurement."""
 WEARING_SHARES = (0.86, 0.09, 0.05)
+
+DRAWN = 24
+"""Uniform numbers that `draw_look` takes."""
 
 COLOURS: dict[Kind, tuple[RGB, ...]] = {
     "surgical": (
@@ -122,14 +125,22 @@ class Masked:
         assert self.image.dtype == self.region.dtype == np.uint8
 
 
-def draw_look(generator: np.random.Generator) -> Look:
+def draw_look(
+    generator: np.random.Generator,
+    kind_shares: Sequence[float] = KIND_SHARES,
+    wearing_shares: Sequence[float] = WEARING_SHARES,
+) -> Look:
     """A mask at random; the same generator state gives the same mask.
+
+    Args:
+        generator: gives `DRAWN` uniform numbers.
+        kind_shares, wearing_shares: how often each of `KINDS` and `WEARINGS` is drawn, of sum 1.
 
     Every number has its own place in the stream, so that a new one can be added at the end without changing the others.
     """
-    u = generator.random(24)
-    kind = KINDS[_choice(KIND_SHARES, u[0])]
-    wearing = WEARINGS[_choice(WEARING_SHARES, u[1])]
+    u = generator.random(DRAWN)
+    kind = KINDS[_choice(kind_shares, u[0])]
+    wearing = WEARINGS[_choice(wearing_shares, u[1])]
     base = COLOURS[kind][int(u[2] * len(COLOURS[kind]))]
     # Dye and washing: a common factor, and a little for each channel.
     factor = 0.92 + 0.14 * u[3]
@@ -166,7 +177,7 @@ def count(refusals: Iterable[Refusal]) -> dict[Refusal, int]:
     return {reason: counter[reason] for reason in REFUSALS}
 
 
-def _choice(shares: tuple[float, ...], uniform: float) -> int:
+def _choice(shares: Sequence[float], uniform: float) -> int:
     """Index into `shares` (which sum to 1) that a number in 0..1 falls on."""
     edge = 0.0
     for index, share in enumerate(shares):

@@ -17,6 +17,7 @@ from torch import nn
 from visard import dist
 from visard.backbones import build
 from visard.config import Recipe
+from visard.data.augment import in_order
 from visard.data.dataset import FaceDataset
 from visard.data.loader import Loader
 from visard.data.sampler import build_sampler
@@ -24,6 +25,7 @@ from visard.data.transforms import Augment
 from visard.device import choose_float32_matmul
 from visard.errors import UserError
 from visard.heads import build_head
+from visard.masks.augment import mask_augment
 from visard.records import ModelSpec
 from visard.runtime import spec_for
 from visard.training.optim import Optimizer
@@ -122,6 +124,7 @@ def build_parts(
         sampler=sampler,
         float32_matmul=dist.broadcast_object(choose_float32_matmul(recipe.run.float32_matmul, device)),
     )
+    augment = in_order(augment, mask_augment(recipe.data.masks))
     loader = Loader(dataset, recipe.data, sampler, augment, pin_memory=device.type == "cuda")
     return Parts(
         recipe=recipe,

@@ -59,7 +59,9 @@ def train_step(parts: Parts, batch: Batch, lr: float, *, stop: bool = False) -> 
     count = recipe.run.micro_batches
     state.head.begin_step(parts.images_global, batch.labels, parts.images_most, count)
     loss = torch.zeros((), device=device)
-    logs: dict[str, Tensor] = {}
+    # What an augmentation wants to be logged: a number for each image, named log_...
+    told = {name: values.float().mean() for name, values in batch.extras.items() if name.startswith("log_")}
+    logs: dict[str, Tensor] = {name.removeprefix("log_"): value for name, value in told.items()}
     for number, micro in enumerate(batch.split(count), 1):
         with _unshared(parts.model) if number < count else nullcontext():
             micro_loss, micro_logs = _forward(parts, micro)

@@ -1,0 +1,95 @@
+"""How a photograph shows a face: how bright, lit from which side, in what colour, how sharp. Read from its pixels.
+
+In: an aligned crop and where five places on the face lie. Out: `Exposure`, by which a template is shown the same way.
+
+What a crop cannot tell is how dark the skin is by itself and how much light there is; half of the difference from
+middling skin in good light is given to each. A photograph without colour shows a mask without colour.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from visard.records import UInt8Array
+
+__all__ = ["Exposure", "exposure_of"]
+
+SMALL = 14
+"""The crop is averaged to so many pixels a side before it is looked at."""
+
+SKIN_LUMA = 150.0
+"""Luma of middling skin in good light, 0..255."""
+
+SKIN_RED, SKIN_BLUE = 1.30, 0.78
+"""Red and blue of middling skin over its green."""
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """How a face is shown.
+
+    Args:
+        colour: red, green, blue of the light; (1, 1, 1) shows a colour as it is.
+        side: how much brighter a surface is that faces the side of the second cheek, -0.5..0.5.
+        floor: what black looks like, 0..40.
+        chroma: 1 = colours as they are, 0 = a grey photograph.
+        blur: how unsharp the crop is, sigma in pixels; 0 = sharp.
+    """
+
+    colour: tuple[float, float, float]
+    side: float
+    floor: float
+    chroma: float
+    blur: float
+
+
+def exposure_of(image: UInt8Array, places: Sequence[Sequence[float]]) -> Exposure:
+    """How the face is shown.
+
+    Args:
+        image: (S, S, 3) uint8 RGB.
+        places: x, y pixels: one cheek twice, the other cheek twice, and the bridge of the nose.
+    """
+    size = image.shape[0]
+    small = cv2.resize(image, (SMALL, SMALL), interpolation=cv2.INTER_AREA)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    step, last = SMALL / size, SMALL - 1
+    skin = [small[min(max(int(y * step), 0), last), min(max(int(x * step), 0), last)].tolist() for x, y in places]
+    luma = [0.299 * r + 0.587 * g + 0.114 * b for r, g, b in skin]
+    first, second = luma[0] + luma[1] + 1.0, luma[2] + luma[3] + 1.0
+    side = min(max(1.1 * (second - first) / (second + first), -0.5), 0.5)
+    red, green, blue = (sum(s[k] for s in skin) / len(skin) + 1.0 for k in range(3))
+    # The brighter places: a moustache, a shadow or hair on one of them says nothing of the skin.
+    bright = sorted(luma)[2:]
+    face = sum(bright) / len(bright)
+    lumas = np.sort(cv2.resize(grey, (SMALL, SMALL), interpolation=cv2.INTER_AREA), axis=None)
+    high, low = float(lumas[-10]), float(lumas[10])
+    strength = min(max(0.5 * math.sqrt(face / SKIN_LUMA) + 0.5 * high / 228.0, 0.22), 1.06)
+    spread = (max(red, green, blue) - min(red, green, blue)) / max(red, green, blue)
+    chroma = min(max((spread - 0.03) / 0.10, 0.0), 1.0)
+    cast_red = min(max((red / green / SKIN_RED) ** 0.4, 0.82), 1.2) if chroma else 1.0
+    cast_blue = min(max((blue / green / SKIN_BLUE) ** 0.4, 0.75), 1.25) if chroma else 1.0
+    return Exposure(
+        colour=(strength * cast_red, strength, strength * cast_blue),
+        side=side,
+        floor=min(0.5 * low, 40.0),
+        chroma=chroma,
+        blur=_blur(grey),
+    )
+
+
+def _blur(grey: UInt8Array) -> float:
+    """Sigma in pixels: how weak the finest detail around the eyes is against the next coarser one."""
+    size = grey.shape[0]
+    part = grey[int(0.30 * size) : int(0.66 * size), int(0.2 * size) : int(0.8 * size)]
+    fine = cv2.norm(cv2.Laplacian(part, cv2.CV_16S, ksize=1))
+    coarse = cv2.norm(cv2.Laplacian(part, cv2.CV_16S, ksize=3))
+    return min(max((_SHARP - fine / (coarse + 1e-3)) * _BLUR_RATE, 0.0), 2.0)
+
+
+_SHARP, _BLUR_RATE = 0.30, 12.0

@@ -1,0 +1,286 @@
+"""The shapes of masks, drawn here row by row, and their views: frontal, turned to a side, tilted.
+
+In: kind, wearing, a head's turn. Out: a `View`: what a mask of that kind looks like there, as maps from pixels to the
+texture, coverage and shading. Views are drawn when first asked for and kept (about 60 kB each at 112 px, some 10 ms).
+
+Coordinates are those of `functional.geometry.POSE_MODEL`: x right, y down, z towards the viewer, the unit is half the
+distance between the eyes (32 mm on an average adult), eyes at (+-1, -1, 0), mouth corners at (+-0.83, 1.22, 0.17).
+The rows are our own, from a ruler and published head measures (face width 4.3 units, nose tip to chin 2.5).
+
+A mask is a sheet of rows from its upper edge (v = 0) to its lower one (v = 1); a row runs from the left side (u = 0)
+over the middle of the face to the right side (u = 1).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from visard.functional import surface
+from visard.functional.geometry import POSE_MODEL
+from visard.masks.records import Kind, Wearing
+from visard.records import Float32Array, UInt8Array
+
+__all__ = ["PITCHES_DEG", "TEXTURE", "YAWS_DEG", "View", "sheet", "view_of"]
+
+YAWS_DEG = (0.0, 7.0, 14.0, 21.0, 28.0, 35.0, 42.0, 49.0, 56.0, 63.0)
+"""Views turned to the picture's right; the others are their mirror images."""
+
+PITCHES_DEG = (-18.0, 0.0, 18.0)
+
+TEXTURE = (96, 128)
+"""Height and width of the texture that a view of scale 1 maps to, pixels."""
+
+UNIT_PX = 18.0
+"""Pixels a unit in a view of scale 1; an aligned 112 px crop has 17.6 across and 18.3 down."""
+
+LEFT, TOP, RIGHT, BOTTOM = -3.5, -1.75, 2.75, 3.75
+"""What a view shows, units about the origin."""
+
+SUPERSAMPLED = 3
+ROWS, COLUMNS = 33, 49
+
+Float64Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A mask seen from one side; P rows and Q columns of pixels.
+
+    Args:
+        places: (P, Q, 2) float32, pixel of the texture (x, y) that is seen; continued outside of the mask.
+        planes: (P, Q, 4) uint8: coverage; that of loops and straps; brightness under light from above, 128 = 1; how
+            far the surface faces right, 128 = not at all, 255 = altogether.
+        solve: (3, 5) float64: times the crop's five points it is the transposed affine map from view to crop.
+        box: left, top, right, bottom of what is covered, pixels.
+        middle: (2,) float64, where the mask's middle is, pixels.
+        skin: (5, 2) float64 pixels: two places on the left cheek, two on the right one, the bridge of the nose.
+        height: of the mask, pixels.
+    """
+
+    places: Float32Array
+    planes: UInt8Array
+    solve: Float64Array
+    box: tuple[float, float, float, float]
+    middle: Float64Array
+    skin: Float64Array
+    height: float
+
+
+@lru_cache(maxsize=1200)
+def view_of(kind: Kind, wearing: Wearing, yaw: int, pitch: int, scale: int) -> View:
+    """One view.
+
+    Args:
+        yaw, pitch: index into `YAWS_DEG` and `PITCHES_DEG`.
+        scale: 1 for crops up to 112 px, 2 up to 224, ...
+    """
+    unit = UNIT_PX * scale
+    angles = torch.tensor([[math.radians(YAWS_DEG[yaw]), math.radians(PITCHES_DEG[pitch]), 0.0]])
+    turn = surface.rotation(angles)[0].double().numpy() * np.array([1.0, -1.0, 1.0])  # its y points up
+    turn = np.array([1.0, -1.0, 1.0])[:, None] * turn
+    points = sheet(kind, wearing)
+    seen = np.einsum("ij,rqj->irq", turn, points)
+    columns, rows = round((RIGHT - LEFT) * unit), round((BOTTOM - TOP) * unit)
+    screen = np.stack([(seen[0] - LEFT) * unit - 0.5, (seen[1] - TOP) * unit - 0.5])
+    many = SUPERSAMPLED
+    fine = torch.from_numpy((screen + 0.5) * many - 0.5).float().reshape(1, 2, -1)
+    depth = torch.from_numpy(20.0 - seen[2]).float().reshape(1, -1)
+    cells = surface.grid_cells(ROWS, COLUMNS)
+    raster = surface.rasterise(fine, depth, cells, rows * many, columns * many)
+    texture_height, texture_width = (side * scale for side in TEXTURE)
+    v, u = np.meshgrid(np.linspace(0, 1, ROWS), np.linspace(0, 1, COLUMNS), indexing="ij")
+    across = surface.grid_normals(torch.from_numpy(seen * np.array([1, -1, 1])[:, None, None])[None])[0].numpy()
+    bright = 0.66 + 0.30 * across[2] + 0.24 * across[1]
+    values = np.stack([u * texture_width - 0.5, v * texture_height - 0.5, bright, across[0]], -1).reshape(-1, 4)
+    planes = surface.corner_planes(surface.cell_triangles(cells), torch.from_numpy(values).float())
+    drawn = surface.interpolate(raster, planes, torch.zeros(4, rows * many, columns * many))[0].numpy()
+    covered = (raster.triangle[0].numpy() >= 0).astype(np.float32)
+    drawn = _continued(drawn, covered, many)
+    coverage = cv2.resize(covered, (columns, rows), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(drawn, (columns, rows), interpolation=cv2.INTER_AREA)
+    loops = _loops(kind, points, turn, unit, (rows, columns))
+    loops *= 1 - coverage
+    packed = np.stack([255 * coverage, 255 * loops, 128 * small[..., 2], 128 + 127 * small[..., 3]], -1)
+    five, skin = (((turn @ places.T)[:2].T - (LEFT, TOP)) * unit - 0.5 for places in (POSE_MODEL, _SKIN))
+    wide = np.flatnonzero((coverage + loops).max(0) > 0.02)
+    high = np.flatnonzero((coverage + loops).max(1) > 0.02)
+    return View(
+        places=np.ascontiguousarray(small[..., :2]),
+        planes=np.rint(packed.clip(0, 255)).astype(np.uint8),
+        solve=np.linalg.pinv(np.column_stack([five, np.ones(5)])),
+        box=(float(wide[0]), float(high[0]), float(wide[-1]), float(high[-1])),
+        middle=screen[:, ROWS // 2, COLUMNS // 2],
+        skin=skin,
+        height=float(np.hypot(*(screen[:, -1, COLUMNS // 2] - screen[:, 0, COLUMNS // 2]))),
+    )
+
+
+def sheet(kind: Kind, wearing: Wearing) -> Float64Array:
+    """The mask's points.
+
+    Returns:
+        (ROWS, COLUMNS, 3) x, y, z.
+    """
+    v = np.linspace(0, 1, ROWS)
+    rows = np.array(_SHAPES[kind])
+    middle_y, middle_z, nose, side_x, side_y, side_z = (_smooth(rows[:, 0], rows[:, k], v) for k in range(1, 7))
+    roundness, wedge = _SECTIONS[kind]
+    if kind in STIFF and wearing != "right":
+        # A shell keeps its form.
+        down = 0.95 if wearing == "under-nose" else 1.9
+        middle_y, side_y = middle_y + down, side_y + down
+    elif wearing == "under-nose":
+        # Pulled down: the upper edge lies on the lip, the slack gathers below.
+        middle_y = middle_y + 1.06 * (1 - v) ** 1.3 + 0.10
+        middle_z = np.minimum(middle_z, 0.62 + 0.15 * np.sin(math.pi * v))
+        nose, side_y = nose * 0, side_y + 0.50 * (1 - v) + 0.12
+    elif wearing == "chin":
+        middle_y, middle_z = 1.72 + 1.30 * v, 0.52 + 0.16 * np.sin(math.pi * v) - 0.34 * v * v
+        nose, side_y = nose * 0, 0.80 + 0.75 * v
+        side_x, side_z = np.minimum(side_x, 1.80), np.minimum(side_z, -0.95)
+    t = np.abs(np.linspace(-1, 1, COLUMNS))
+    turn = t * roundness
+    arc = (1 - wedge) * (1 - np.cos(turn)) / (1 - math.cos(roundness)) + wedge * t
+    x = side_x[:, None] * np.sin(turn) / math.sin(roundness) * np.sign(np.linspace(-1, 1, COLUMNS))
+    y = middle_y[:, None] + (side_y - middle_y)[:, None] * t**1.4
+    z = middle_z[:, None] + (side_z - middle_z)[:, None] * arc + nose[:, None] * np.exp(-((x / 0.42) ** 2))
+    return np.stack([x, y, z], -1)
+
+
+# v, y and z of the row's middle without the nose, how far the nose lifts it, x (of the right), y and z of its side.
+_SHAPES: dict[Kind, tuple[tuple[float, ...], ...]] = {
+    "surgical": (
+        (0.00, -0.50, 0.26, 0.34, 1.90, -0.26, -1.05),
+        (0.15, -0.20, 0.44, 0.35, 1.94, -0.03, -1.08),
+        (0.30, 0.10, 0.72, 0.22, 1.95, 0.20, -1.10),
+        (0.50, 0.75, 0.86, 0.05, 1.91, 0.50, -1.10),
+        (0.70, 1.45, 0.84, 0.00, 1.86, 0.78, -1.10),
+        (0.85, 2.05, 0.68, 0.00, 1.79, 1.02, -1.08),
+        (1.00, 2.62, 0.24, 0.00, 1.70, 1.26, -1.05),
+    ),
+    "cloth": (
+        (0.00, -0.52, 0.30, 0.32, 1.86, -0.16, -1.00),
+        (0.15, -0.22, 0.56, 0.28, 1.92, 0.02, -1.06),
+        (0.30, 0.10, 0.82, 0.14, 1.94, 0.20, -1.10),
+        (0.50, 0.75, 0.94, 0.00, 1.92, 0.50, -1.10),
+        (0.70, 1.42, 0.86, 0.00, 1.87, 0.80, -1.10),
+        (0.85, 2.00, 0.64, 0.00, 1.78, 1.05, -1.05),
+        (1.00, 2.58, 0.22, 0.00, 1.64, 1.28, -1.00),
+    ),
+    "kn95": (
+        (0.00, -0.56, 0.40, 0.20, 1.74, -0.10, -0.80),
+        (0.15, -0.26, 0.82, 0.06, 1.83, 0.06, -0.92),
+        (0.30, 0.10, 1.12, 0.00, 1.88, 0.22, -1.00),
+        (0.50, 0.75, 1.28, 0.00, 1.90, 0.50, -1.04),
+        (0.70, 1.40, 1.12, 0.00, 1.86, 0.78, -1.02),
+        (0.85, 2.00, 0.78, 0.00, 1.76, 1.04, -0.95),
+        (1.00, 2.55, 0.26, 0.00, 1.58, 1.28, -0.88),
+    ),
+    "n95": (
+        (0.00, -0.62, 0.34, 0.24, 0.62, -0.34, 0.14),
+        (0.08, -0.42, 0.66, 0.16, 1.02, -0.08, -0.08),
+        (0.22, -0.10, 1.02, 0.04, 1.34, 0.26, -0.30),
+        (0.50, 0.80, 1.34, 0.00, 1.52, 0.86, -0.46),
+        (0.78, 1.72, 1.02, 0.00, 1.32, 1.62, -0.40),
+        (0.92, 2.18, 0.62, 0.00, 0.98, 2.06, -0.18),
+        (1.00, 2.42, 0.30, 0.00, 0.58, 2.34, 0.04),
+    ),
+    "bandana": (
+        (0.00, -0.44, 0.28, 0.33, 2.16, -0.42, -1.72),
+        (0.15, -0.04, 0.50, 0.34, 2.18, -0.06, -1.74),
+        (0.30, 0.34, 0.76, 0.16, 2.15, 0.34, -1.72),
+        (0.50, 1.05, 0.86, 0.00, 2.05, 0.95, -1.60),
+        (0.70, 1.90, 0.84, 0.00, 1.92, 1.65, -1.40),
+        (0.85, 2.70, 0.78, 0.00, 1.66, 2.45, -1.05),
+        (1.00, 3.55, 0.74, 0.00, 1.20, 3.20, -0.50),
+    ),
+    "respirator": (
+        (0.00, -0.60, 0.36, 0.26, 0.46, -0.30, 0.20),
+        (0.14, -0.26, 0.80, 0.14, 0.92, 0.12, 0.00),
+        (0.32, 0.25, 1.12, 0.02, 1.42, 0.56, -0.20),
+        (0.50, 0.80, 1.24, 0.00, 1.60, 0.92, -0.28),
+        (0.72, 1.50, 1.12, 0.00, 1.48, 1.48, -0.26),
+        (0.88, 2.02, 0.76, 0.00, 1.08, 2.00, -0.12),
+        (1.00, 2.36, 0.32, 0.00, 0.66, 2.30, 0.04),
+    ),
+}
+
+STIFF: frozenset[Kind] = frozenset({"n95", "respirator"})
+"""Kinds with a shell of their own."""
+
+_SECTIONS: dict[Kind, tuple[float, float]] = {
+    "surgical": (1.35, 0.0),
+    "cloth": (1.25, 0.25),
+    "kn95": (1.10, 0.55),
+    "n95": (1.45, 0.0),
+    "bandana": (1.40, 0.0),
+    "respirator": (1.30, 0.15),
+}
+"""How round a row is, radians to either side, and what part of it is a straight wedge."""
+
+_SKIN = np.array([[-0.95, -0.2, 0.1], [-0.95, 0.5, 0.1], [0.95, -0.2, 0.1], [0.95, 0.5, 0.1], [0.0, -0.6, 0.5]])
+
+_EAR = {"upper": (2.22, -0.95, -2.45), "lower": (2.10, 0.30, -2.40)}
+_STRAP = {"upper": (2.30, -1.55, -2.00), "lower": (2.02, 1.05, -2.30)}
+_THREADS: dict[Kind, tuple[tuple[float, tuple[float, float, float], float], ...]] = {
+    "surgical": ((0.03, _EAR["upper"], 0.060), (0.97, _EAR["lower"], 0.060)),
+    "cloth": ((0.04, _EAR["upper"], 0.075), (0.96, _EAR["lower"], 0.075)),
+    "kn95": ((0.06, _EAR["upper"], 0.075), (0.94, _EAR["lower"], 0.075)),
+    "n95": ((0.24, _STRAP["upper"], 0.110), (0.66, _STRAP["lower"], 0.110)),
+    "respirator": ((0.34, _STRAP["upper"], 0.160), (0.66, _STRAP["lower"], 0.160)),
+    "bandana": (),
+}
+"""Ear loops and straps of a kind: where on the side they begin (v), where they end on the right, how thick."""
+
+
+def _loops(
+    kind: Kind, points: Float64Array, turn: Float64Array, unit: float, shape: tuple[int, int]
+) -> NDArray[np.float32]:
+    """(P, Q) 0..1, coverage by what holds the mask, where the side of the head that it lies on is seen."""
+    many = SUPERSAMPLED * 16  # sixteenths of an oversampled pixel: fillPoly takes whole numbers
+    area = np.zeros((shape[0] * SUPERSAMPLED, shape[1] * SUPERSAMPLED), np.uint8)
+    for v, end, thickness in _THREADS[kind]:
+        for side in (-1, 1):
+            start = points[round(v * (ROWS - 1)), 0 if side < 0 else -1]
+            t = np.linspace(0, 1, 9)[:, None]
+            line = start + (np.array(end) * (side, 1, 1) - start) * t
+            line[:, 0] += side * 0.10 * np.sin(math.pi * t[:, 0])  # over the cheek, not through it
+            # A cheek's normal turns from oblique to sideways on the way to the ear.
+            facing = np.radians(50 + 32 * t[:, 0])
+            normals = np.stack([side * np.sin(facing), 0 * facing, np.cos(facing)], -1)
+            shown = line[(normals @ turn[2]) > 0.04]
+            if len(shown) >= 2:
+                flat = (shown @ turn.T)[:, :2] - (LEFT, TOP)
+                drawn = np.rint(flat * unit * many).astype(np.int32)
+                width = max(1, round(thickness * unit * SUPERSAMPLED))
+                cv2.polylines(area, [drawn], False, 255, width, cv2.LINE_AA, 4)
+    return cv2.resize(area, shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+
+
+def _continued(drawn: Float32Array, covered: Float32Array, many: int) -> Float32Array:
+    """The values where something is covered, and near ones elsewhere, so that nothing is mixed with nothing."""
+    known, weight = drawn * covered[..., None], covered
+    for reach in (3 * many, 9 * many, 31 * many):
+        size = (2 * reach + 1, 2 * reach + 1)
+        amount = cv2.blur(weight, size)
+        near = cv2.blur(known, size) / np.maximum(amount, 1e-6)[..., None]
+        new = ((weight == 0) & (amount > 1e-4))[..., None]
+        known, weight = np.where(new, near, known), np.where(new[..., 0], 1.0, weight).astype(np.float32)
+    return known.astype(np.float32)
+
+
+def _smooth(places: Float64Array, values: Float64Array, at: Float64Array) -> Float64Array:
+    """A curve through the values (cubic Hermite, slopes of the neighbours' chords)."""
+    slopes = np.gradient(values, places)
+    k = np.searchsorted(places, at, side="right").clip(1, len(places) - 1) - 1
+    step = places[k + 1] - places[k]
+    t = (at - places[k]) / step
+    first = (1 + 2 * t) * (1 - t) ** 2 * values[k] + t * (1 - t) ** 2 * step * slopes[k]
+    return first + t * t * (3 - 2 * t) * values[k + 1] + t * t * (t - 1) * step * slopes[k + 1]
