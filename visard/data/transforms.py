@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,6 @@ UInt64Array = NDArray[np.uint64]
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIRRORED = np.array([1, 0, 2, 4, 3])
 _MASK = (1 << 64) - 1
-
-NO_EXTRAS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Sample:
     label: int
     id: str
     flipped: bool
-    extras: Mapping[str, Any] = NO_EXTRAS
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
 
 Augment = Callable[[Sample, np.random.Generator], Sample]
