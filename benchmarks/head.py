@@ -263,19 +263,15 @@ def make_step(way: str, images: int, classes: int, rate: float) -> tuple[int, Ca
         pair = torch.empty(2, len(rows), DIM)
         return resident(), lambda: torch.mul(pair, 0.9, out=pair)  # read and write as much as parameter and momentum
     if way.startswith("visard"):
+        from visard.config import OptimConfig
         from visard.records import RowGrad
-        from visard.training.rows import RowStep, step_rows
+        from visard.training.rows import step_rows
+        from visard.training.rules import RowStep, SgdRule
 
-        momentum = torch.zeros_like(parameter).add_(0.0)
-        step = RowStep(
-            lr=0.1,
-            momentum=0.9,
-            weight_decay=5e-4,
-            nesterov=False,
-            divisor=torch.tensor(1.0),
-            skip=torch.tensor(0.0),
-        )
-        return resident(), lambda: step_rows(parameter.data, momentum, RowGrad(rows, gradient), step)
+        state = {"momentum": torch.zeros_like(parameter).add_(0.0)}
+        rule = SgdRule(OptimConfig(momentum=0.9, weight_decay=5e-4))
+        step = RowStep(lr=0.1, divisor=torch.tensor(1.0), skip=torch.tensor(0.0))
+        return resident(), lambda: step_rows(parameter.data, state, RowGrad(rows, gradient), rule, step)
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, weight_decay=5e-4, fused="fused" in way or None)
     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter).add_(0.0)
 

@@ -90,13 +90,23 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """SGD with momentum (torch.optim.SGD's definition)."""
+    """SGD with momentum or Adam (torch.optim's definitions)."""
 
+    kind: Literal["sgd", "adam"] = "sgd"
     lr: float = 0.1
     """Learning rate at `schedule.base_batch` images a step; linear in `run.batch_global` (arXiv:1706.02677)."""
     momentum: float = 0.9
+    """sgd: weight of the past gradients; 0 = none."""
     nesterov: bool = False
+    """sgd: step along the gradient and the coming momentum."""
+    beta1: float = 0.9
+    """adam: weight of the past in the running mean of gradients."""
+    beta2: float = 0.999
+    """adam: the same of their squares."""
+    eps: float = 1e-8
+    """adam: added to the root of the latter."""
     weight_decay: float = 5e-4
+    """Added to the gradient, times the parameter (adam too: not AdamW)."""
     decay_norm_and_bias: bool = False
     """False leaves batch-norm weights, PReLU slopes and biases without decay."""
     clip_norm: float = 5.0
@@ -110,6 +120,16 @@ class OptimConfig:
             "optim.weight_decay and optim.clip_norm must not be negative",
         )
         _check(not self.nesterov or self.momentum > 0, "optim.nesterov needs optim.momentum above 0")
+        _check(
+            self.kind == "sgd" or (self.momentum, self.nesterov) == (0.9, False),
+            "optim.momentum and optim.nesterov belong to kind sgd",
+        )
+        _check(
+            self.kind == "adam" or (self.beta1, self.beta2, self.eps) == (0.9, 0.999, 1e-8),
+            "optim.beta1, beta2 and eps belong to kind adam",
+        )
+        _check(0 < self.beta1 < 1 and 0 < self.beta2 < 1, "optim.beta1 and optim.beta2: use above 0 to below 1")
+        _check(self.eps > 0, f"optim.eps is {self.eps}; it must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The step of some rows against torch's SGD: equal on those rows, and not a bit of the others is moved."""
+"""The step of some rows against torch's own optimizers: equal on those rows, and not a bit of the others is moved."""
 
 from __future__ import annotations
 
@@ -11,87 +11,130 @@ from visard.heads.sharded import ShardedHead
 from visard.records import RowGrad
 from visard.training import rows as rows_module
 from visard.training.optim import Optimizer, square_of
-from visard.training.rows import RowStep, step_rows
+from visard.training.rows import step_rows
+from visard.training.rules import RULES, RowStep, State
 
 
-def settings(**changes: object) -> RowStep:
-    values = {
-        "lr": 0.1,
-        "momentum": 0.9,
-        "weight_decay": 0.01,
-        "nesterov": False,
-        "divisor": torch.tensor(4.0),
-        "skip": torch.tensor(0.0),
-    }
-    return RowStep(**{**values, **changes})  # type: ignore[arg-type]
+def settings(**changes: object) -> tuple[OptimConfig, RowStep]:
+    values = {"lr": 0.1, "weight_decay": 0.01}
+    return OptimConfig(**{**values, **changes}), row_step()  # type: ignore[arg-type]
 
 
-def sgd(parameter: torch.Tensor, momentum: torch.Tensor, gradient: torch.Tensor, step: RowStep) -> torch.Tensor:
-    """torch's own step; `momentum` is moved in place."""
+def row_step(skip: float = 0.0) -> RowStep:
+    return RowStep(lr=0.1, divisor=torch.tensor(4.0), skip=torch.tensor(skip))
+
+
+def torchs(parameter: torch.Tensor, state: State, gradient: torch.Tensor, config: OptimConfig) -> torch.Tensor:
+    """torch's own step of lr 0.1; `state` is moved in place."""
     moved = nn.Parameter(parameter.clone())
-    optimizer = torch.optim.SGD(
-        [moved], lr=step.lr, momentum=step.momentum, weight_decay=step.weight_decay, nesterov=step.nesterov
-    )
-    if step.momentum:
-        optimizer.state[moved]["momentum_buffer"] = momentum
-    moved.grad = gradient / step.divisor
+    if config.kind == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            [moved], 0.1, config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov
+        )
+    else:
+        betas = (config.beta1, config.beta2)
+        optimizer = torch.optim.Adam([moved], 0.1, betas, config.eps, weight_decay=config.weight_decay, foreach=False)
+    rule = RULES[config.kind](config)
+    if state:
+        optimizer.state[moved].update({theirs: state[ours] for ours, theirs in rule.names.items()})
+    moved.grad = gradient / 4
     optimizer.step()
     return moved.detach()
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
+def randoms(shape: tuple[int, ...], config: OptimConfig) -> tuple[torch.Tensor, State]:
+    """A parameter and what is remembered of it, in the middle of training; rows were stepped differently often."""
+    parameter = torch.randn(shape)
+    state = RULES[config.kind](config).begin(nn.Parameter(parameter), rows=True)
+    for name, tensor in state.items():
+        if name == "steps":
+            tensor.copy_(torch.randint(0, 50, tensor.shape))
+        else:
+            tensor.copy_(torch.rand(tensor.shape) if name == "second_moment" else torch.randn(tensor.shape))
+    return parameter, state
+
+
+def row_by_row(
+    parameter: torch.Tensor, state: State, gradient: torch.Tensor, config: OptimConfig
+) -> tuple[torch.Tensor, State]:
+    """Each row as a parameter of its own to torch."""
+    moved, after = [], []
+    for row in range(len(parameter)):
+        own = {name: tensor[row].clone() for name, tensor in state.items()}
+        moved.append(torchs(parameter[row], own, gradient[row], config))
+        after.append(own)
+    return torch.stack(moved), {name: torch.stack([own[name] for own in after]) for name in state}
+
+
+KINDS: list[dict[str, object]] = [{}, {"nesterov": True}, {"momentum": 0.0}, {"kind": "adam", "beta2": 0.99}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("block", [5, 1 << 17])
 @pytest.mark.parametrize("shape", [(13, 5), (13, 3, 5)])
 @pytest.mark.parametrize("chosen", [[], [4], [0, 3, 4, 9, 12], list(range(13)), None])
-def test_equals_sgd_on_the_rows_and_leaves_the_others(
-    nesterov: bool, block: int, shape: tuple[int, ...], chosen: list[int] | None, monkeypatch: pytest.MonkeyPatch
+def test_equals_torchs_step_of_each_row_and_leaves_the_others(
+    kind: dict[str, object],
+    block: int,
+    shape: tuple[int, ...],
+    chosen: list[int] | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rows_module, "BLOCK_ELEMENTS", block)
     torch.manual_seed(0)
-    step = settings(nesterov=nesterov)
-    parameter, momentum = torch.randn(shape), torch.randn(shape)
+    config, step = settings(**kind)
+    parameter, state = randoms(shape, config)
     rows = None if chosen is None else torch.tensor(chosen, dtype=torch.int64)
     index = torch.arange(13) if rows is None else rows
     gradient = torch.randn(len(index), *shape[1:])
-    expected_momentum = momentum[index].clone()
-    expected = sgd(parameter[index], expected_momentum, gradient, step)
-    before = parameter.clone(), momentum.clone()
-    step_rows(parameter, momentum, RowGrad(rows, gradient.clone()), step)
-    torch.testing.assert_close(parameter[index], expected)
-    torch.testing.assert_close(momentum[index], expected_momentum)
+    before = {"": parameter.clone(), **{name: tensor.clone() for name, tensor in state.items()}}
+    if len(index):
+        expected, after = row_by_row(parameter[index], {k: v[index] for k, v in state.items()}, gradient, config)
+    step_rows(parameter, state, RowGrad(rows, gradient.clone()), RULES[config.kind](config), step)
+    if len(index):
+        torch.testing.assert_close(parameter[index], expected)
+        for name, tensor in state.items():
+            torch.testing.assert_close(tensor[index], after[name])
     others = [i for i in range(13) if i not in index.tolist()]
-    assert torch.equal(parameter[others], before[0][others])
-    assert torch.equal(momentum[others], before[1][others])
+    for name, tensor in {"": parameter, **state}.items():
+        assert torch.equal(tensor[others], before[name][others]), name
 
 
-def test_others_may_decay_as_in_dense_sgd(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_others_may_decay_as_in_a_dense_step(kind: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_module, "BLOCK_ELEMENTS", 12)
     torch.manual_seed(0)
-    parameter, momentum, rows = torch.randn(9, 4), torch.randn(9, 4), torch.tensor([1, 2, 7])
-    gradient = torch.randn(3, 4)
+    config, step = settings(**kind)
+    parameter, state = randoms((9, 4), config)
+    rows, gradient = torch.tensor([1, 2, 7]), torch.randn(3, 4)
     dense = torch.zeros(9, 4).index_copy_(0, rows, gradient)
-    expected_momentum = momentum.clone()
-    expected = sgd(parameter, expected_momentum, dense, settings())
-    step_rows(parameter, momentum, RowGrad(rows, gradient, others_decay=True), settings())
+    expected, after = row_by_row(parameter, state, dense, config)
+    step_rows(parameter, state, RowGrad(rows, gradient, others_decay=True), RULES[config.kind](config), step)
     torch.testing.assert_close(parameter, expected)
-    torch.testing.assert_close(momentum, expected_momentum)
+    for name, tensor in state.items():
+        torch.testing.assert_close(tensor, after[name])
 
 
-def test_without_momentum() -> None:
-    torch.manual_seed(0)
-    parameter, rows, gradient = torch.randn(9, 4), torch.tensor([0, 8]), torch.randn(2, 4)
-    step = settings(momentum=0.0)
-    expected = sgd(parameter[rows], torch.zeros(2, 4), gradient, step)
-    step_rows(parameter, None, RowGrad(rows, gradient), step)
-    torch.testing.assert_close(parameter[rows], expected)
-
-
-def test_a_skipped_step_moves_nothing() -> None:
-    parameter, momentum = torch.ones(4, 2), torch.ones(4, 2)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_skipped_step_moves_nothing(kind: dict[str, object]) -> None:
+    config, _ = settings(**kind)
+    parameter, state = randoms((4, 2), config)
+    before = [tensor.clone() for tensor in (parameter, *state.values())]
     gradient = RowGrad(torch.tensor([1, 3]), torch.full((2, 2), float("nan")), others_decay=True)
-    step_rows(parameter, momentum, gradient, settings(skip=torch.tensor(1.0)))
-    assert (parameter == 1).all()
-    assert (momentum == 1).all()
+    step_rows(parameter, state, gradient, RULES[config.kind](config), row_step(skip=1.0))
+    assert all(torch.equal(now, then) for now, then in zip((parameter, *state.values()), before, strict=True))
+
+
+def test_adams_first_step_of_a_row_is_as_long_however_late_it_comes() -> None:
+    """lr times the sign of the gradient; with one count of steps for all rows it would be 32 times as long at most."""
+    config = OptimConfig(kind="adam", weight_decay=0.0)
+    rule, parameter = RULES["adam"](config), torch.zeros(2, 3)
+    state = rule.begin(nn.Parameter(parameter), rows=True)
+    for _ in range(50):
+        step_rows(parameter, state, RowGrad(torch.tensor([0]), torch.ones(1, 3)), rule, row_step())
+    step_rows(parameter, state, RowGrad(torch.tensor([1]), torch.full((1, 3), -8.0)), rule, row_step())
+    torch.testing.assert_close(parameter[1], torch.full((3,), 0.1))
+    assert state["steps"].tolist() == [50, 1]
 
 
 @pytest.mark.parametrize("bad", ["backbone", "rows"])
@@ -136,7 +179,7 @@ def test_clipping_is_by_the_norm_of_backbone_and_rows_together(fp16: bool) -> No
         assert report.norm.item() == pytest.approx(norm.item(), rel=1e-5)
     for left, right in zip((*backbone.parameters(), centres), theirs, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
-    assert ours.momentum().keys() == {"weight", "bias", "centres"}
+    assert ours.tensors()["momentum"].keys() == {"weight", "bias", "centres"}
 
 
 def test_the_scale_grows_after_enough_good_steps() -> None:

@@ -14,6 +14,9 @@ from visard.config import HeadConfig, Recipe, from_dict, to_dict
 from visard.config_augment import AugmentConfig
 from visard.errors import UserError
 
+OF_OPTIMIZER_KINDS = ("momentum", "nesterov", "beta1", "beta2", "eps")
+"""Fields of `OptimConfig` that belong to one kind."""
+
 
 def with_kinds(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     """The recipe ready for the kinds that the command line names: fields of the old kinds are gone.
@@ -30,6 +33,10 @@ def with_kinds(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     if _given(overrides, "--schedule.kind") not in (None, recipe.schedule.kind):
         schedule = replace(recipe.schedule, kind="constant", milestones=(), gamma=0.1, power=2.0)
         recipe = replace(recipe, schedule=schedule)
+    optim = recipe.optim
+    if _given(overrides, "--optim.kind") not in (None, optim.kind):
+        own = {f.name: f.default for f in dataclasses.fields(optim) if f.name in OF_OPTIMIZER_KINDS}
+        recipe = replace(recipe, optim=replace(optim, **own))
     sampler = recipe.data.sampler
     if _given(overrides, "--data.sampler.kind") not in (None, sampler.kind):
         recipe = replace(recipe, data=replace(recipe.data, sampler=type(sampler)()))

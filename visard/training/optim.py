@@ -1,7 +1,9 @@
-"""SGD with momentum over backbone and head together: scaling, clipping and the check for finiteness in one step.
+"""The optimizer over backbone and head together: scaling, clipping and the check for finiteness in one step.
 
 In: named parameters with gradients that are already summed over processes, and the row gradients of those that
 processes share. Out: moved parameters, and the gradient's norm and whether it was finite, as tensors on the device.
+
+How a kind of optimizer moves and what it remembers is in `rules.py`.
 
 A step with a gradient that is not finite moves nothing: neither parameters nor momentum, on no process. That is decided
 on the device (`found_inf` of torch's fused optimizers), so the host never waits for it; the loop reads the flag one
@@ -19,7 +21,8 @@ from torch import Tensor, nn
 
 from visard.config import OptimConfig
 from visard.records import RowGrad
-from visard.training.rows import RowStep, step_rows
+from visard.training.rows import step_rows
+from visard.training.rules import RULES, RowStep, State
 
 SMALLEST_SCALE = 1.0
 """At a larger scale the scaler cures an fp16 overflow by skipping the step and halving the scale; here it cannot."""
@@ -65,11 +68,11 @@ class LossScale:
 
 
 class Optimizer:
-    """torch.optim.SGD's update for named parameters, with clipping by the global norm and a loss scale for fp16.
+    """torch.optim's update for named parameters, with clipping by the global norm and a loss scale for fp16.
 
     Args:
         parameters: name -> parameter; those without `requires_grad` are left out. Names are the keys of the state.
-        config: SGD's settings.
+        config: kind and settings.
         fp16: scale the loss, with a scale that adapts itself.
         sharded: names of the parameters whose gradients are handed to `step` as rows; each process has its own rows.
     """
@@ -91,21 +94,11 @@ class Optimizer:
             {"params": decayed, "weight_decay": config.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
-        # The kernel is fused wherever it exists (cpu, cuda, mps): the only one that can skip on the device.
-        self._sgd = torch.optim.SGD(
-            [group for group in groups if group["params"]],
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            fused=True,
-        )
-        self._row_momentum: dict[str, Tensor] = {}
-        if config.momentum:
-            for p in self.parameters.values():
-                # torch makes the buffer in the first step, equal to the gradient; from zeros it becomes the same, and
-                # the state has the same keys from the start.
-                self._sgd.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            self._row_momentum = {name: torch.zeros_like(p) for name, p in self.sharded.items()}
+        self._rule = RULES[config.kind](config)
+        self._dense = self._rule.dense([group for group in groups if group["params"]])
+        for p in self.parameters.values():
+            self._dense.state[p].update(self._rule.begin(p, rows=False))
+        self._rows: dict[str, State] = {name: self._rule.begin(p, rows=True) for name, p in self.sharded.items()}
         device = next(iter(named.values())).device
         self._scale = LossScale(device) if fp16 else None
 
@@ -130,7 +123,7 @@ class Optimizer:
         """
         rows = rows or {}
         assert rows.keys() == self.sharded.keys(), (rows.keys(), self.sharded.keys())
-        for group in self._sgd.param_groups:
+        for group in self._dense.param_groups:
             group["lr"] = lr
         scale = torch.ones_like(loss) if self._scale is None else self._scale.scale.to(loss)
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
@@ -144,33 +137,31 @@ class Optimizer:
         if self.config.clip_norm:
             # As torch.nn.utils.clip_grad_norm_ has it.
             divisor = scale / (self.config.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        self._sgd.grad_scale = torch.where(finite, divisor, 1.0).float()
-        self._sgd.found_inf = skipped
-        self._sgd.step()
-        config = self.config
+        self._dense.grad_scale = torch.where(finite, divisor, 1.0).float()
+        self._dense.found_inf = skipped
+        self._dense.step()
+        step = RowStep(lr=lr, divisor=divisor, skip=skipped)
         for name, gradient in rows.items():
-            step = RowStep(
-                lr=lr,
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-                nesterov=config.nesterov,
-                divisor=divisor,
-                skip=skipped,
-            )
-            step_rows(self.sharded[name].data, self._row_momentum.get(name), gradient, step)
+            step_rows(self.sharded[name].data, self._rows[name], gradient, self._rule, step)
         failed = skipped
         if self._scale is not None:
             failed = skipped * ((scale <= SMALLEST_SCALE) | ~loss.isfinite()).float()
             self._scale.update(skipped)
-        self._sgd.zero_grad(set_to_none=True)
+        self._dense.zero_grad(set_to_none=True)
         return StepReport(norm=norm.float(), skipped=skipped, failed=failed)
 
-    def momentum(self) -> dict[str, Tensor]:
-        """The live momentum buffers by parameter name: loading a checkpoint writes into them."""
-        if not self.config.momentum:
-            return {}
-        dense = {name: self._sgd.state[p]["momentum_buffer"] for name, p in self.parameters.items()}
-        return {**dense, **self._row_momentum}
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What is remembered, live: name -> parameter -> tensor. Loading a checkpoint writes into them.
+
+        That of a sharded parameter lies along this process's rows.
+        """
+        return {
+            ours: {
+                **{name: self._dense.state[p][theirs] for name, p in self.parameters.items()},
+                **{name: state[ours] for name, state in self._rows.items()},
+            }
+            for ours, theirs in self._rule.names.items()
+        }
 
     def scaler_state(self) -> dict[str, Any]:
         """The loss scale's numbers; {} without one."""

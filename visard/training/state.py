@@ -28,7 +28,7 @@ class TrainState:
     Args:
         backbone: the plain module, not its wrapper for several processes.
         head: the classifier.
-        optimizer: momentum of both, and the loss scaler.
+        optimizer: what it remembers of both, and the loss scaler.
         sampler: where in the order of samples the run is.
         float32_matmul: how float32 matrix products are computed; chosen at the start, kept for all of the run.
         step: optimizer steps made.
@@ -46,7 +46,7 @@ class TrainState:
     best_score: float = float("-inf")
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The live tensors (parameters, buffers, momentum): writing into them loads the run.
+        """The live tensors (parameters, buffers, the optimizer's): writing into them loads the run.
 
         Those whose rows processes share are DTensors over them, so that a checkpoint loads on any number of processes.
         """
@@ -55,11 +55,11 @@ class TrainState:
             name: dist.as_shards(tensor, sharded[name]) if name in sharded else tensor
             for name, tensor in self.head.state_dict().items()
         }
-        momentum = self.optimizer.momentum()
-        for name, total in sharded.items():
-            if f"head.{name}" in momentum:
-                momentum[f"head.{name}"] = dist.as_shards(momentum[f"head.{name}"], total)
-        return {"backbone": dict(self.backbone.state_dict()), "head": head, "momentum": momentum}
+        remembered = self.optimizer.tensors()
+        for by_name in remembered.values():
+            for name, total in sharded.items():
+                by_name[f"head.{name}"] = dist.as_shards(by_name[f"head.{name}"], total)
+        return {"backbone": dict(self.backbone.state_dict()), "head": head, **remembered}
 
     def numbers(self) -> dict[str, Any]:
         """Everything else, as JSON values."""
