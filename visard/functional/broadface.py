@@ -86,12 +86,14 @@ class BroadfaceGradients(NamedTuple):
         classifier_loss: () Eq. 9, the mean over mini-batch and queue.
         emb_BD: (B, D) the gradient of Eq. 8.
         weight_CD: (C, D) the gradient of Eq. 9.
+        state: the margin's next state.
     """
 
     loss: Tensor
     classifier_loss: Tensor
     emb_BD: Tensor
     weight_CD: Tensor
+    state: MarginState
 
 
 def broadface_whole(
@@ -126,12 +128,12 @@ def broadface_whole(
     batch, entries = len(emb_BD), len(queue_ED)
     encoder = margin_softmax_whole(
         emb_BD, weight_CD, labels_B, margin, scale=scale, denominator=batch, state=state, conflict_cos=conflict_cos
-    ).loss
+    )
     of_queue = margin_softmax_whole(
         queue_ED.detach(), weight_CD, queue_labels_E, margin, scale=scale, denominator=batch + entries, state=state,
         total=no_sums, conflict_cos=conflict_cos,
     ).loss  # fmt: skip
-    classifier = encoder * (batch / (batch + entries)) + of_queue
-    (emb_grad_BD,) = torch.autograd.grad(encoder, emb_BD, retain_graph=True)
+    classifier = encoder.loss * (batch / (batch + entries)) + of_queue
+    (emb_grad_BD,) = torch.autograd.grad(encoder.loss, emb_BD, retain_graph=True)
     (weight_grad_CD,) = torch.autograd.grad(classifier, weight_CD)
-    return BroadfaceGradients(encoder.detach(), classifier.detach(), emb_grad_BD, weight_grad_CD)
+    return BroadfaceGradients(encoder.loss.detach(), classifier.detach(), emb_grad_BD, weight_grad_CD, encoder.state)

@@ -30,7 +30,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from visard import dist
@@ -66,6 +66,7 @@ class BroadFaceHead(ShardedHead):
         self.queue = EmbeddingQueue(config.queue, embedding_dim)
         self._new: list[Joint] = []
         self._taking_part: tuple[Tensor, Tensor] | None = None
+        self.register_state_dict_pre_hook(_between_steps)  # type: ignore[no-untyped-call]
 
     def begin_step(
         self,
@@ -90,7 +91,8 @@ class BroadFaceHead(ShardedHead):
         loss = _ValueTimes.apply(output.loss, ratio)  # type: ignore[no-untyped-call]
         if first and len(labels_E):
             loss = _AlsoLearn.apply(loss, lambda grad: self._learn(labels_E, grad / both))  # type: ignore[no-untyped-call]
-        self._new.append(Joint(joint.emb_ND.detach(), joint.labels_N, joint.images))
+        if torch.is_grad_enabled():
+            self._new.append(joint._replace(emb_ND=joint.emb_ND.detach()))
         logs = means_of(output, embeddings, batch.labels, joint.images)
         return loss, {**logs, "queue": entries.float()}
 
@@ -98,8 +100,8 @@ class BroadFaceHead(ShardedHead):
         """See `Head`; the step's images enter the queue, with the centres that the update has left."""
         super().after_step()
         if self._new:
-            emb_ND = torch.cat([joint.emb_ND for joint in self._new])
-            labels_N = torch.cat([joint.labels_N for joint in self._new])
+            emb_ND = _in_order([joint.emb_ND for joint in self._new])
+            labels_N = _in_order([joint.labels_N for joint in self._new])
             self.queue.put(emb_ND, self._centres_of(labels_N) if self.config.queue.compensation else None, labels_N)
         self._new = []
 
@@ -153,6 +155,20 @@ class BroadFaceHead(ShardedHead):
             torch.where(here_N.unsqueeze(1), weight[torch.where(here_N, row_N, 0)], centre_ND, out=centre_ND)
         # One process has each; the others add 0.
         return dist.all_reduce_sum(centre_ND)
+
+
+def _in_order(micro_batches: list[Tensor]) -> Tensor:
+    """Micro-batches of all processes -> the step's rows as one process alone would have them: by process, then by
+    micro-batch, so that the queue is the same however a step is divided."""
+    world = dist.world_size()
+    rows = torch.stack([rows.view(world, -1, *rows.shape[1:]) for rows in micro_batches], dim=1)
+    return rows.flatten(0, 2)
+
+
+def _between_steps(head: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """What waits for `after_step` is in no buffer: a state is taken before or after a step, never within."""
+    assert isinstance(head, BroadFaceHead)
+    assert not head._new, "the state was asked for within a step: call after_step first"
 
 
 class _ValueTimes(torch.autograd.Function):
