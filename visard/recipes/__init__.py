@@ -24,6 +24,7 @@ RECIPES = {
     "scratch_tiny": "visard.recipes.photographs:scratch_tiny",
     "scratch_small": "visard.recipes.photographs:scratch_small",
     "finetune_mobilefacenet": "visard.recipes.photographs:finetune_mobilefacenet",
+    "omniglot_small": "visard.recipes.retrieval:omniglot_small",
     "ms1mv3_r50": "visard.recipes.published:ms1mv3_r50",
     "ms1mv3_r50_tiny": "visard.recipes.published:ms1mv3_r50_tiny",
     "glint360k_r100": "visard.recipes.published:glint360k_r100",
