@@ -54,6 +54,7 @@ COMMANDS = {
     "render": Command("visard.data.render", "RenderConfig", "rendered faces to disk", goes_on=True),
     "convert": Command("visard.data.convert", "ConvertConfig", "between records, folders, lists, tar shards and .bin"),
     "inspect": Command("visard.data.inspect", "InspectConfig", "counts, histogram, broken and double images, pictures"),
+    "mask": Command("visard.recipes.mask", "MaskCopyConfig", "masked copies of a data set or of a pair set"),
     "train": Command("visard.recipes.train", "", "train a recipe: a name or file.py:function"),
     "recipes": Command("visard.recipes.command", "RecipesConfig", "what can be trained, one line each"),
     "embed": Command("visard.embed", "EmbedConfig", "embeddings of a data set", goes_on=True),

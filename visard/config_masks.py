@@ -6,7 +6,7 @@ done. Shares need not sum to 1: they are divided by their sum.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields
 from typing import Any
 
 from visard.errors import UserError
@@ -57,6 +57,20 @@ class MaskConfig:
     def __post_init__(self) -> None:
         _check(0 <= self.probability <= 1, f"data.masks.probability is {self.probability}; use 0 to 1")
         _check(0 <= self.uv_share <= 1, f"data.masks.uv_share is {self.uv_share}; use 0 to 1")
+
+    @property
+    def kind_shares(self) -> tuple[float, ...]:
+        """Of the kinds, in their order, of sum 1."""
+        return _of_sum_1(astuple(self.kinds))
+
+    @property
+    def wearing_shares(self) -> tuple[float, ...]:
+        """Of the wearings, likewise."""
+        return _of_sum_1(astuple(self.wearings))
+
+
+def _of_sum_1(shares: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(share / sum(shares) for share in shares)
 
 
 def _shares(name: str, values: Any) -> None:

@@ -15,7 +15,7 @@ A crop without points is taken for one whose points lie where alignment puts the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -53,7 +53,7 @@ class MaskAugment:
         masked: Masked | Refusal | None = None
         name = TOOLS[0 if by_uv < config.uv_share else 1]
         if drawn < config.probability:
-            look = draw_look(generator, self._kind_shares, self._wearing_shares)
+            look = draw_look(generator, *self._shares)
             points = template_points(sample.image.shape[0]) if sample.points is None else sample.points
             masked = tool(name)(sample.image, points, look)
         else:
@@ -76,12 +76,8 @@ class MaskAugment:
         return replace(sample, image=image, extras={**sample.extras, **extras})
 
     @cached_property
-    def _kind_shares(self) -> tuple[float, ...]:
-        return _of_sum_1(astuple(self.config.kinds))
-
-    @cached_property
-    def _wearing_shares(self) -> tuple[float, ...]:
-        return _of_sum_1(astuple(self.config.wearings))
+    def _shares(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return self.config.kind_shares, self.config.wearing_shares
 
 
 def tool(name: str) -> Wear:
@@ -102,7 +98,3 @@ def jpeg(image: UInt8Array, quality: int) -> UInt8Array:
     """The crop compressed (4:2:0) and decompressed."""
     _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)  # type: ignore[return-value]
-
-
-def _of_sum_1(shares: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(share / sum(shares) for share in shares)

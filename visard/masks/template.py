@@ -38,7 +38,7 @@ MARGIN = 6
 Float64Array = NDArray[np.float64]
 
 
-def wear(image: UInt8Array, points: Float32Array, look: Look) -> Masked | Refusal:
+def wear(image: UInt8Array, points: Float32Array, look: Look, own: UInt8Array | None = None) -> Masked | Refusal:
     """Puts the mask on.
 
     About 0.35 ms for a 112 px crop on one core once the views are drawn (see `shapes.view_of`).
@@ -47,6 +47,7 @@ def wear(image: UInt8Array, points: Float32Array, look: Look) -> Masked | Refusa
         image: (S, S, 3) uint8 RGB.
         points: (K, 2) float32 pixels, K = 5, 68, 106 or 468.
         look: the mask. `look.jpeg` is left to the caller.
+        own: a texture of `own.read_own` instead of one drawn by `look`, of whose kind only the form remains.
 
     Returns:
         the masked crop, or why there is none.
@@ -73,7 +74,7 @@ def wear(image: UInt8Array, points: Float32Array, look: Look) -> Masked | Refusa
     places = cv2.warpAffine(view.places, inverse, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
     planes = cv2.warpAffine(view.planes, inverse, (width, height), flags=flags)
     under = image[top:bottom, left:right]
-    laid = _laid(look, lit, places, planes, scale)
+    laid = _laid(look, own, lit, places, planes, scale)
     region = np.zeros((size, size), np.uint8)
     covered = laid[..., 3]
     region[top:bottom, left:right] = covered
@@ -112,9 +113,15 @@ def _patch(view: View, matrix: Float64Array, size: int) -> tuple[int, int, int, 
     return (x0, y0, x1, y1) if x1 - x0 > 4 and y1 - y0 > 4 else None
 
 
-def _laid(look: Look, lit: Exposure, places: Float32Array, planes: UInt8Array, scale: int) -> UInt8Array:
+def _laid(
+    look: Look, own: UInt8Array | None, lit: Exposure, places: Float32Array, planes: UInt8Array, scale: int
+) -> UInt8Array:
     """The mask's pixels, lit, with its coverage as alpha."""
-    flat = texture(replace(look, colour=_grey(look.colour, lit.chroma)), *(s * scale for s in TEXTURE))
+    size = (TEXTURE[0] * scale, TEXTURE[1] * scale)
+    if own is None:
+        flat = texture(replace(look, colour=_grey(look.colour, lit.chroma)), *size)
+    else:
+        flat = own if own.shape[:2] == size else cv2.resize(own, size[::-1], interpolation=cv2.INTER_AREA)
     laid = cv2.remap(flat, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     coverage = cv2.multiply(cv2.extractChannel(laid, 3), cv2.extractChannel(planes, 0), scale=1 / 255)
     # Light from above is drawn in the view; that from the side is added: 128 = 1.
