@@ -18,6 +18,7 @@ from visard.config_backbones import IResNetConfig as IResNetConfig
 from visard.config_backbones import MobileFaceNetConfig as MobileFaceNetConfig
 from visard.config_backbones import ResNetConfig as ResNetConfig
 from visard.config_backbones import ViTConfig as ViTConfig
+from visard.config_distill import DistillConfig as DistillConfig
 from visard.config_heads import AdaFaceConfig as AdaFaceConfig
 from visard.config_heads import AnyMarginConfig as AnyMarginConfig
 from visard.config_heads import CurricularFaceConfig as CurricularFaceConfig
@@ -239,6 +240,8 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=IResNetConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """A teacher to learn from; none at first."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)

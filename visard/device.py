@@ -17,6 +17,8 @@ from visard.errors import UserError
 
 MatmulSetting = Literal["auto", "highest", "high", "medium"]
 CPU = torch.device("cpu")
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""`run.precision` -> type of the network's products; None = no autocast."""
 
 # A bf16 product is off by about 4e-3 of the result, TF32 by 5e-4, float32 by 2e-7 to 4e-7 (512 summands).
 FLOAT32_RELATIVE_ERROR = 1e-6

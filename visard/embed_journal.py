@@ -21,13 +21,14 @@ from visard.errors import UserError
 JOURNAL = "journal_{rank:05d}.json"
 
 
-def begin(partial: Path, key: str, shape: tuple[int, int]) -> list[tuple[int, int]]:
+def begin(partial: Path, key: str, shape: tuple[int, int], dtype: str = "float32") -> list[tuple[int, int]]:
     """Makes the directory with vectors.npy, or takes it up.
 
     Args:
         partial: the directory.
         key: of everything that the vectors depend on.
         shape: (N, D) of vectors.npy.
+        dtype: of vectors.npy.
 
     Returns:
         The stretches of rows that are done.
@@ -44,7 +45,7 @@ def begin(partial: Path, key: str, shape: tuple[int, int]) -> list[tuple[int, in
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
         write_journal(partial, key, [])  # before all else: by it a directory is known
-        np.lib.format.open_memmap(partial / "vectors.npy", "w+", np.float32, shape).flush()
+        np.lib.format.open_memmap(partial / "vectors.npy", "w+", dtype, shape).flush()
     write_journal(partial, key, done)
     for journal in journal_files(partial):
         if journal.name != JOURNAL.format(rank=0):

@@ -42,6 +42,12 @@ AHEAD = 2
 HELD = 4
 """Batches that the training may hold on to, beyond those that are being made, before more shared memory is taken."""
 
+Extras = Callable[[Int64Array, NDArray[np.bool_]], dict[str, NDArray[Any]]]
+"""(indices, flipped) of a batch's images -> arrays that join `Batch.extras`; pickles into worker processes."""
+
+CLEAN = "clean_crop"
+"""Name in `Batch.extras` of the crops before they were augmented."""
+
 LEAVE = getattr(signal, "SIGUSR1", None)
 """Ends a worker; where there are no such signals (Windows), a process ends its workers without asking them."""
 
@@ -64,6 +70,10 @@ class Loader:
         augment: called with each sample, after the flip and before `config.augment`, and its own generator; pickles
             where processes are spawned.
         pin_memory: put batches into page-locked memory, from where copies to a GPU are asynchronous.
+        extras: more of each image, looked up where the batch is made.
+        keep_clean: hand on the crops as they are before augmentation (mirrored alike), (B, S, S, 3) uint8, as
+            `extras["clean_crop"]`; not without an augmentation, where `images` are they. A loader process sends twice
+            as much.
     """
 
     def __init__(
@@ -74,13 +84,21 @@ class Loader:
         augment: Augment | None = None,
         *,
         pin_memory: bool = False,
+        extras: Extras | None = None,
+        keep_clean: bool = False,
     ) -> None:
         assert sampler.length == len(dataset), (sampler.length, len(dataset))
         self.sampler = sampler
         self._pin_memory = pin_memory
         augment = in_order(augment, augmentation(config.augment))
         self._maker = _BatchMaker(
-            dataset, sampler.seed, config.flip_probability, augment, skip_broken=config.broken == "skip"
+            dataset,
+            sampler.seed,
+            config.flip_probability,
+            augment,
+            skip_broken=config.broken == "skip",
+            extras=extras,
+            keep_clean=keep_clean,
         )
         self.broken: dict[str, int] = {}
         """What was wrong with images that were replaced (`data.broken` = "skip") -> how often."""
@@ -164,7 +182,10 @@ class _BatchMaker(Dataset[dict[str, Any]]):
         augment: Augment | None,
         *,
         skip_broken: bool = False,
+        extras: Extras | None = None,
+        keep_clean: bool = False,
     ) -> None:
+        self._extras, self._keep_clean = extras, keep_clean
         self._dataset, self._seed, self._flip_probability, self._augment = dataset, seed, flip_probability, augment
         self._skip_broken = skip_broken
         self.slots: Slots | None = None
@@ -204,8 +225,10 @@ class _BatchMaker(Dataset[dict[str, Any]]):
         points = _points(dataset, indices)
         if points is not None:
             points[flipped] = mirror_points(points[flipped], dataset.size)
-        extras: dict[str, NDArray[Any]] = {}
+        extras: dict[str, NDArray[Any]] = {} if self._extras is None else self._extras(indices, flipped)
         if self._augment is not None:
+            if self._keep_clean:
+                extras[CLEAN] = images.copy()
             for i, image_id in enumerate(ids):
                 given = _given(points, i)
                 sample = Sample(images[i], given, int(labels[i]), image_id, bool(flipped[i]))
@@ -290,18 +313,21 @@ def _ahead(make: Callable[[_Task], dict[str, Any]], tasks: Iterable[_Task]) -> I
 
 def _pinned(fields: dict[str, Any]) -> dict[str, Any]:
     """Arrays as tensors in page-locked memory."""
-    extras = {k: torch.from_numpy(v).pin_memory() for k, v in fields.get("extras", {}).items()}
-    pinned = {k: torch.from_numpy(v).pin_memory() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
-    return {**pinned, "extras": extras}
+    return _as_tensors(fields, lambda tensor: tensor.pin_memory())
 
 
 def _batch(fields: dict[str, Any]) -> Batch:
     if "error" in fields:
         raise fields["error"]
-    extras = {k: torch.as_tensor(v) for k, v in fields.pop("extras", {}).items()}
-    return Batch(
-        **{k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in fields.items()}, extras=extras
-    )
+    return Batch(**_as_tensors(fields, lambda tensor: tensor))
+
+
+def _as_tensors(fields: dict[str, Any], put: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+    """Arrays as tensors, `put` somewhere; those among the extras too."""
+    tensors = {k: put(torch.from_numpy(v)) if isinstance(v, np.ndarray) else v for k, v in fields.items()}
+    if tensors.get("extras"):
+        tensors["extras"] = _as_tensors(tensors["extras"], put)
+    return tensors
 
 
 def _as_it_is(fields: Any) -> Any:

@@ -49,8 +49,19 @@ class Head(nn.Module):
         """
         self._images_global, self._images_most, self._micro_batches = images_global, images_most, micro_batches
 
+    def prepare(self, batch: Batch) -> Batch:
+        """The step's images of this process before they are cut into micro-batches: a head may add to their extras.
+
+        Every process calls it once a step, after `begin_step`.
+        """
+        return batch
+
     def after_step(self) -> None:
         """The optimizer has moved the parameters."""
+
+    def class_centres(self) -> nn.Parameter | None:
+        """(C', D) or (C', K, D) the centres of `class_rows`; None where there are none."""
+        return dict(self.named_parameters()).get("weight")
 
     def replicated_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that every process holds whole, whose gradients the loop sums over processes: all, by default."""
@@ -61,12 +72,28 @@ class Head(nn.Module):
         return range(self.num_classes)
 
     def sharded(self) -> dict[str, int]:
-        """Parameters of which this process holds some rows, by name: how many rows all processes have together."""
+        """Tensors of the state of which this process holds some rows, by name: how many rows all processes have
+        together."""
         return {}
 
     def row_gradients(self) -> dict[str, RowGrad]:
-        """The step's gradients of sharded parameters, by name: their `.grad` stays empty."""
+        """The step's gradients of sharded parameters that are trained, by name: their `.grad` stays empty."""
         return {}
+
+    def soft_targets(
+        self, embeddings: Tensor, batch: Batch, teacher: Tensor, centres: Tensor, temperature: float, *, margins: bool
+    ) -> Tensor:
+        """() this process's share of the mean cross-entropy of the head's softmax against a teacher's.
+
+        Args:
+            embeddings: (B, D) the student's.
+            batch: with labels.
+            teacher: (B, E) the teacher's embeddings of the same images.
+            centres: (C', E) the teacher's centres of `class_rows`.
+            temperature: T of both; the caller multiplies by T**2.
+            margins: both logits carry the head's margin at the image's own class.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no class centres to compare")
 
     def images_global(self, batch: Batch) -> int:
         """Images of the present optimizer step over all processes: the denominator of the loss."""

@@ -15,7 +15,7 @@ from visard.functional.softmax_chunked import margin_softmax
 from visard.heads.base import Head
 from visard.heads.centres import draw_seed, new_centres
 from visard.heads.margin import HeadMargin
-from visard.heads.softmax import means_of, settings_of
+from visard.heads.softmax import against_teacher, means_of, settings_of
 from visard.records import Batch
 
 
@@ -59,13 +59,13 @@ class FullHead(Head):
 
         Args:
             embeddings: (B, D), any float type, not normalised.
-            batch: with labels (B,), -1 = unlabelled.
+            batch: with labels (B,), -1 = unlabelled; extras["margin_rad"] (B,) are margins in the place of m2.
         """
         output = margin_softmax(
             embeddings,
             self.weight,
             batch.labels,
-            self.margin.function,
+            self.margin.of(batch.extras.get("margin_rad")),
             scale=self.scale,
             denominator=self.images_global(batch),
             state=self.margin.state(),
@@ -74,3 +74,21 @@ class FullHead(Head):
         )
         self.margin.remember(output.state)
         return output.loss, means_of(output, embeddings, batch.labels, slice(0, len(batch)))
+
+    def soft_targets(
+        self, embeddings: Tensor, batch: Batch, teacher: Tensor, centres: Tensor, temperature: float, *, margins: bool
+    ) -> Tensor:
+        """See `Head`."""
+        return against_teacher(
+            embeddings,
+            self.weight,
+            batch.labels,
+            teacher,
+            centres,
+            self.margin,
+            self.scale,
+            temperature,
+            margins=margins,
+            denominator=self.images_global(batch),
+            settings=self.settings,
+        )

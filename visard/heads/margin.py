@@ -33,6 +33,7 @@ class HeadMargin(nn.Module):
     def __init__(self, config: AnyMarginConfig, *, all_images_here: bool = False) -> None:
         super().__init__()
         self._all_images_here = all_images_here
+        self._config = config
         self.function = margin_of(config)
         for name, value in first_state(config).items():
             self.register_buffer(name, value)
@@ -42,6 +43,20 @@ class HeadMargin(nn.Module):
     def begin_step(self) -> None:
         """An optimizer step begins: nothing of it has been seen."""
         self._sums, self._next = None, {}
+
+    def of(self, margin_rad_B: Tensor | None) -> Margin:
+        """The margin of a micro-batch: the same for all images, or each its own m2, radians (not for adaptive ones)."""
+        if margin_rad_B is None:
+            return self.function
+        config = self._config
+        if isinstance(config, MarginConfig):
+            m1, m3 = config.m1, config.m3
+
+            def own(cos_B: Tensor, norms_B: Tensor, state: MarginState, total: margins.Total) -> margins.Margined:
+                return margins.Margined(margins.continued_cosine(cos_B, m1, margin_rad_B) - m3, state)
+
+            return margins.straight_through(own) if config.gradient == "straight-through" else own
+        raise AssertionError("images' own margins take the place of m2, which adaptive margins have not")
 
     def state(self) -> MarginState:
         """The running means of the steps before this one, for every call of the step."""

@@ -28,7 +28,7 @@ from visard.functional.softmax_chunked import Part, RowBuffer, margin_softmax
 from visard.heads.base import Head
 from visard.heads.centres import draw_seed, new_centres
 from visard.heads.margin import HeadMargin
-from visard.heads.softmax import means_of, settings_of
+from visard.heads.softmax import against_teacher, means_of, settings_of
 from visard.records import Batch, RowGrad
 
 
@@ -39,11 +39,13 @@ class Joint(NamedTuple):
         emb_ND: (N, D) embeddings, with gradient.
         labels_N: (N,) labels, -1 = unlabelled.
         images: which of them are this process's.
+        margin_rad_N: (N,) each image's own margin; None = the head's for all.
     """
 
     emb_ND: Tensor
     labels_N: Tensor
     images: slice
+    margin_rad_N: Tensor | None = None
 
 
 class ShardedHead(Head):
@@ -118,7 +120,7 @@ class ShardedHead(Head):
 
         Args:
             embeddings: (B, D), any float type, not normalised; B may differ between processes and be 0.
-            batch: with labels (B,), -1 = unlabelled.
+            batch: with labels (B,), -1 = unlabelled; extras["margin_rad"] (B,) are margins in the place of m2.
         """
         joint = self.joint(embeddings, batch)
         output = self.softmax(joint, self.images_global(batch))
@@ -132,7 +134,9 @@ class ShardedHead(Head):
         if self.config.sample_rate < 1 and not self._labels_known:
             assert self._sample is None, "several micro-batches: hand the labels of them all to begin_step"
             self._sample = self._draw(labels_N)
-        return Joint(emb_ND, labels_N, dist.own_rows(len(batch), capacity))
+        own = batch.extras.get("margin_rad")
+        margin_rad_N = None if own is None else dist.gather_rows(own, capacity)
+        return Joint(emb_ND, labels_N, dist.own_rows(len(batch), capacity), margin_rad_N)
 
     def softmax(self, joint: Joint, denominator: int | Tensor) -> SoftmaxOutput:
         """The margin softmax of a micro-batch, over the classes of the step."""
@@ -140,7 +144,7 @@ class ShardedHead(Head):
             joint.emb_ND,
             self.weight,
             joint.labels_N,
-            self.margin.function,
+            self.margin.of(joint.margin_rad_N),
             scale=self.config.margin.scale,
             denominator=denominator,
             state=self.margin.state(),
@@ -160,6 +164,27 @@ class ShardedHead(Head):
             images=images,
             add=dist.all_reduce_sum,
             most=dist.all_reduce_max,
+        )
+
+    def soft_targets(
+        self, embeddings: Tensor, batch: Batch, teacher: Tensor, centres: Tensor, temperature: float, *, margins: bool
+    ) -> Tensor:
+        """See `Head`; after `forward` of the same micro-batch, whose sample of classes is taken."""
+        joint = self.joint(embeddings, batch)
+        capacity = len(joint.labels_N) // dist.world_size()
+        return against_teacher(
+            joint.emb_ND,
+            self.weight,
+            joint.labels_N,
+            dist.gather_rows(teacher, capacity),
+            centres,
+            self.margin,
+            self.config.margin.scale,
+            temperature,
+            margins=margins,
+            denominator=self.images_global(batch),
+            settings=self.settings,
+            part=self.part(joint.labels_N, joint.images),
         )
 
     def capacity(self, images: int) -> int:

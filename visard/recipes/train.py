@@ -297,7 +297,7 @@ def _recipe_of_run(run: Path, name: str | None) -> Recipe:
 def _carry_out(request: Request) -> Answer:
     from visard import dist
     from visard.checkpoint import pointed
-    from visard.data.dataset import open_dataset
+    from visard.data.dataset import FaceDataset, open_dataset
     from visard.data.unaligned import unaligned_remark
     from visard.recipes.evaluation import validation
     from visard.training.checks import overfit_batch, profile
@@ -306,16 +306,20 @@ def _carry_out(request: Request) -> Answer:
     recipe = request.recipe
     if request.resume:
         paths = located(recipe)
-        recipe = replace(recipe, run=replace(recipe.run, init=paths.run.init))
+        recipe = replace(recipe, run=replace(recipe.run, init=paths.run.init), distill=paths.distill)
     else:
         recipe = paths = replace(recipe, run=replace(recipe.run, started_in=os.getcwd()))
-    dataset = open_dataset(
-        paths.data.source,
-        size=recipe.data.size,
-        resize=recipe.data.resize,
-        same_names=recipe.data.same_names,
-        tolerant=recipe.data.broken == "skip",
-    )
+
+    def opened(size: int, *, resize: bool = True) -> FaceDataset:
+        return open_dataset(
+            paths.data.source,
+            size=size,
+            resize=resize,
+            same_names=recipe.data.same_names,
+            tolerant=recipe.data.broken == "skip",
+        )
+
+    dataset = opened(recipe.data.size, resize=recipe.data.resize)
     if remark := unaligned_remark(dataset, recipe.data.source):
         _say_once(remark)
     dist.init(process_device(recipe))
@@ -326,7 +330,7 @@ def _carry_out(request: Request) -> Answer:
             return overfit_batch(recipe, dataset)
         if request.profile:
             return profile(recipe, dataset)
-        run = train(recipe, dataset, evaluate=validation(paths), resume=request.resume)
+        run = train(recipe, dataset, evaluate=validation(paths), resume=request.resume, at_size=opened)
         best, last = pointed(run, "best"), pointed(run, "last")
         value = {"run": str(run), "best": best, "last": last}
         text = f"{run}: {'best ' + best + ', ' if best else ''}last {last}"

@@ -20,7 +20,7 @@ RETRIEVAL = "retrieval"
 
 
 def located(recipe: Recipe) -> Recipe:
-    """The recipe with `data.source`, `run.val` and `run.init` as paths from here.
+    """The recipe with `data.source`, `run.val`, `run.init` and the teacher as paths from here.
 
     Looked for first in `run.started_in`, then here (the run was moved to another machine along with its data).
 
@@ -33,7 +33,10 @@ def located(recipe: Recipe) -> Recipe:
     val = tuple(_of_entry(entry, lambda path: _found(path, run, saved, "--val SET ...")) for entry in run.val)
     # The start model is only needed by a run that was killed before its first checkpoint; then it is missed by name.
     init = _place(run.init, run) or run.init
-    return replace(recipe, data=replace(recipe.data, source=source), run=replace(run, val=val, init=init))
+    teacher, cache = (_place(path, run) or path for path in (recipe.distill.teacher, recipe.distill.cache))
+    distill = replace(recipe.distill, teacher=teacher, cache=cache)
+    data = replace(recipe.data, source=source)
+    return replace(recipe, data=data, run=replace(run, val=val, init=init), distill=distill)
 
 
 def anchored(recipe: Recipe, *, data: bool, val: bool) -> Recipe:

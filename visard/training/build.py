@@ -6,7 +6,7 @@ In: `Recipe`, `FaceDataset`, the device, perhaps a model to start from. Out: `Pa
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,18 +22,20 @@ from visard.data.dataset import FaceDataset
 from visard.data.loader import Loader
 from visard.data.sampler import build_sampler
 from visard.data.transforms import Augment
+from visard.device import AUTOCAST as AUTOCAST
 from visard.device import choose_float32_matmul
 from visard.errors import UserError
 from visard.heads import build_head
+from visard.heads.base import Head
+from visard.heads.distill import DistillHead
 from visard.masks.augment import mask_augment
-from visard.records import ModelSpec
+from visard.records import Batch, ModelSpec
 from visard.runtime import spec_for
 from visard.training.optim import Optimizer
 from visard.training.parallel import distribute
 from visard.training.start import start_from, take_class_means
 from visard.training.state import TrainState
-
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from visard.training.teacher import AtSize, Teacher, open_teacher, start_distillation
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Parts:
         images: in the data set.
         images_global: images an optimizer step, over all processes.
         images_most: those of one process, at most.
+        teach: adds the teacher's values to a batch on the device, where there is a teacher beside the student.
         identities: names of the head's rows.
         notes: what the user should know about how the run starts.
     """
@@ -65,10 +68,17 @@ class Parts:
     images_most: int
     identities: Sequence[str]
     notes: tuple[str, ...]
+    teach: Callable[[Batch], Batch]
 
 
 def build_parts(
-    recipe: Recipe, dataset: FaceDataset, device: torch.device, *, augment: Augment | None = None, resume: bool = False
+    recipe: Recipe,
+    dataset: FaceDataset,
+    device: torch.device,
+    *,
+    augment: Augment | None = None,
+    resume: bool = False,
+    at_size: AtSize | None = None,
 ) -> Parts:
     """Builds everything at step 0, the same on every process.
 
@@ -78,6 +88,7 @@ def build_parts(
         device: of this process.
         augment: see `Loader`.
         resume: the weights will be loaded from a checkpoint, so `run.init` gives nothing but has given the spec before.
+        at_size: see `open_teacher`.
 
     Raises:
         UserError: no identities to train on, or a start model of another shape.
@@ -89,12 +100,19 @@ def build_parts(
         )
     torch.manual_seed(recipe.run.seed)
     backbone = build(recipe.backbone)
-    head = build_head(len(dataset.identities), recipe.backbone.embedding_dim, recipe.head, device)
+    head: Head = build_head(len(dataset.identities), recipe.backbone.embedding_dim, recipe.head, device)
+    teacher = open_teacher(recipe, dataset, device, at_size)
+    if recipe.distill.method != "none":
+        head = with_teacher(recipe, head, teacher)
     spec = replace(spec_for(recipe.backbone), origin=f"visard train {recipe.name}")
     notes: tuple[str, ...] = ()
     if recipe.run.init and not resume:
         start, matching = Path(recipe.run.init), recipe.run.init_centres
         spec, notes = start_from(start, backbone, head, spec, dataset.identities, centres=matching)
+    if isinstance(head, DistillHead) and teacher is not None:
+        notes = (*notes, *teacher.notes)
+        if not resume:
+            notes = (*notes, *start_distillation(head, teacher, recipe, list(dataset.identities)))
     backbone, head = backbone.to(device), head.to(device)
     if recipe.run.channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -103,6 +121,7 @@ def build_parts(
     model = distribute(backbone, head, device)
     named = [(f"backbone.{name}", p) for name, p in backbone.named_parameters()]
     named += [(f"head.{name}", p) for name, p in head.named_parameters()]
+    trained = {name for name, p in head.named_parameters() if p.requires_grad}
     run = recipe.run
     sampler = build_sampler(
         recipe.data.sampler, dataset.labels, run.batch_global, run.seed, dist.rank(), dist.world_size()
@@ -119,13 +138,21 @@ def build_parts(
             named,
             recipe.optim,
             fp16=recipe.run.precision == "fp16",
-            sharded=[f"head.{name}" for name in head.sharded()],
+            sharded=[f"head.{name}" for name in head.sharded() if name in trained],
         ),
         sampler=sampler,
         float32_matmul=dist.broadcast_object(choose_float32_matmul(recipe.run.float32_matmul, device)),
     )
     augment = in_order(augment, mask_augment(recipe.data.masks))
-    loader = Loader(dataset, recipe.data, sampler, augment, pin_memory=device.type == "cuda")
+    loader = Loader(
+        dataset,
+        recipe.data,
+        sampler,
+        augment,
+        pin_memory=device.type == "cuda",
+        extras=None if teacher is None else teacher.extras,
+        keep_clean=teacher is not None and teacher.keep_clean,
+    )
     return Parts(
         recipe=recipe,
         device=device,
@@ -138,7 +165,25 @@ def build_parts(
         images_most=sampler.most_per_rank,
         identities=dataset.identities,
         notes=notes,
+        teach=_nothing if teacher is None else teacher.fill,
     )
+
+
+def with_teacher(recipe: Recipe, base: Head, teacher: Teacher | None) -> DistillHead:
+    """The margin head with the teacher's term, without the former where no label is used."""
+    config, sampler = recipe.distill, recipe.data.sampler
+    dim = recipe.backbone.embedding_dim
+    return DistillHead(
+        base if config.has_classes else None,
+        config,
+        dim,
+        dim if teacher is None else teacher.dim,
+        sampler.images_per_identity - 1,
+    )
+
+
+def _nothing(batch: Batch) -> Batch:
+    return batch
 
 
 @contextmanager

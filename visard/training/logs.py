@@ -227,9 +227,16 @@ def keep_until(path: Path, step: int) -> None:
 
 def _line(kind: str, step: int, epoch: float, values: dict[str, float]) -> str:
     if kind == "train":
+        parts = ""
+        if "distill_loss" in values:
+            hard = f"labels {values['hard_loss']:.4f} + " if "hard_loss" in values else ""
+            parts = f"({hard}teacher {values['distill_loss']:.4f}) "
+        labels = ""
+        if "cos_target" in values:  # a head without classes has none
+            labels = f"cosine {values['cos_target']:.3f} right {values['accuracy']:.1%} "
         return (
-            f"step {step} epoch {epoch:.2f} loss {values['loss']:.4f} lr {values['lr']:.3g} "
-            f"gradient {values['gradient_norm']:.3g} cosine {values['cos_target']:.3f} right {values['accuracy']:.1%} "
+            f"step {step} epoch {epoch:.2f} loss {values['loss']:.4f} {parts}lr {values['lr']:.3g} "
+            f"gradient {values['gradient_norm']:.3g} {labels}"
             f"{values['images_per_second']:.0f} img/s, waiting for data {values['data_wait']:.0%}"
         )
     return f"step {step} epoch {epoch:.2f} " + " ".join(f"{name} {value:.4f}" for name, value in values.items())

@@ -30,6 +30,7 @@ from visard.training.logs import Meters, RunLog, Stopwatch, require_wandb
 from visard.training.parallel import share_buffers
 from visard.training.schedule import learning_rate, peak_rate, total_steps
 from visard.training.step import train_step
+from visard.training.teacher import AtSize
 from visard.training.watch import Seen, Watch
 
 Evaluate = Callable[[Embedder], dict[str, float]]
@@ -46,6 +47,7 @@ def train(
     evaluate: Evaluate | None = None,
     augment: Augment | None = None,
     resume: bool = False,
+    at_size: AtSize | None = None,
 ) -> Path:
     """Trains to the end of the schedule and returns the run directory, `recipe.run.out`.
 
@@ -58,6 +60,7 @@ def train(
         evaluate: called every `run.evaluate_every` steps (0: epochs) and at the end.
         augment: see `data.loader.Loader`.
         resume: go on with the run in `run.out` instead of beginning one; without a complete checkpoint it begins anew.
+        at_size: opens the data set with crops of another size, for a teacher that takes such.
 
     Raises:
         UserError: the run directory is taken, data and recipe do not fit, or a step was not finite.
@@ -68,7 +71,7 @@ def train(
     device = process_device(recipe)
     dist.init(device)
     newest = find_start(run, resume=resume)
-    parts = build_parts(recipe, dataset, device, augment=augment, resume=newest is not None)
+    parts = build_parts(recipe, dataset, device, augment=augment, resume=newest is not None, at_size=at_size)
     meters = Meters()
     if newest is not None:
         parts = load_parts(parts, newest, meters)

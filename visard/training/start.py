@@ -24,7 +24,7 @@ from visard.errors import UserError
 from visard.heads.base import Head
 from visard.heads.centres import INIT_STD
 from visard.records import ModelSpec
-from visard.runtime import embedder_of, load_module, read_centres
+from visard.runtime import embedder_of, find_model, load_module, read_centres
 
 Matching = Literal["by-name", "in-order", "class-means"]
 
@@ -89,7 +89,8 @@ def take_class_means(backbone: nn.Module, head: Head, spec: ModelSpec, dataset: 
     Returns:
         What was taken, for the log.
     """
-    weight = dict(head.named_parameters())["weight"]
+    weight = head.class_centres()
+    assert weight is not None
     rows = head.class_rows()
     sums = torch.from_numpy(class_sums(embedder_of(backbone, spec), dataset, rows))
     directions = functional.normalize(sums)
@@ -100,6 +101,14 @@ def take_class_means(backbone: nn.Module, head: Head, spec: ModelSpec, dataset: 
             means = means.unsqueeze(1) + 0.1 * weight
         weight[known] = means[known]
     return f"class centres are mean embeddings of the identities' images (in this process {int(known.sum())} of them)"
+
+
+def all_centres(path: Path) -> Tensor | None:
+    """(C, D) or (C, K, D) the class centres of a run, or beside a model; None if there are none."""
+    if find_model(path).suffix == ".onnx":
+        return None
+    source = checkpoint.checkpoint_of(path)
+    return read_centres(path) if source is None else _centres_of(source)
 
 
 def _from_file(path: Path, backbone: nn.Module, spec: ModelSpec) -> tuple[ModelSpec, str]:
@@ -119,19 +128,19 @@ def _from_file(path: Path, backbone: nn.Module, spec: ModelSpec) -> tuple[ModelS
 def _by_name(path: Path, head: Head, identities: Sequence[str]) -> str:
     """Copies the centres of known identities into the head; says how many there were."""
     source = checkpoint.checkpoint_of(path)
-    weight = dict(head.named_parameters()).get("weight")
+    weight = head.class_centres()
     if source is None or weight is None:
         if weight is not None and read_centres(path) is not None:
             why = "have no names; --run.init-centres in-order takes them if the identities are the same in this order"
             return f"all {len(identities)} class centres are new (those of {path} {why})"
         return f"all {len(identities)} class centres are new ({path} holds a network only)"
     known = checkpoint.read_identities(source)
-    if _numbered(known) or _numbered(identities):
+    if numbered(known) or numbered(identities):
         return f"all {len(identities)} class centres are new (identities that are only numbered cannot be recognised)"
     rows = {name: row for row, name in enumerate(known)}
     pairs = [(row, rows[name]) for row, name in enumerate(identities) if name in rows]
     if pairs:
-        old = checkpoint.read_tensors(source, {"head.weight"}).get("head.weight")
+        old = _centres_of(source)
         if old is None:
             return f"all {len(identities)} class centres are new (the head of {path} has none that could be taken)"
         if old.shape[1:] != weight.shape[1:]:
@@ -145,8 +154,8 @@ def _by_name(path: Path, head: Head, identities: Sequence[str]) -> str:
 
 def _in_order(path: Path, head: Head, identities: Sequence[str]) -> str:
     """Copies all centres, row by row, whatever the identities are called."""
-    weight = dict(head.named_parameters()).get("weight")
-    old = _all_centres(path)
+    weight = head.class_centres()
+    old = all_centres(path)
     if weight is None or old is None:
         where = "the recipe's head" if weight is None else path
         raise UserError(f"run.init_centres is in-order, but {where} has no class centres; leave it at by-name")
@@ -161,13 +170,12 @@ def _in_order(path: Path, head: Head, identities: Sequence[str]) -> str:
     return f"all {len(identities)} class centres from {path}, in order"
 
 
-def _all_centres(path: Path) -> Tensor | None:
-    source = checkpoint.checkpoint_of(path)
-    if source is None:
-        return read_centres(path)
-    return checkpoint.read_tensors(source, {"head.weight"}).get("head.weight")
+def _centres_of(source: Path) -> Tensor | None:
+    """A checkpoint's class centres: those of the head, or of the head that a distilling one has inside."""
+    found = checkpoint.read_tensors(source, {"head.weight", "head.base.weight"})
+    return next(iter(found.values()), None)
 
 
-def _numbered(identities: Sequence[str]) -> bool:
+def numbered(identities: Sequence[str]) -> bool:
     """Whether the names are 0, 1, 2 ...: what a bare .rec file has, where 7 in two files is not the same person."""
     return len(identities) > 0 and all(name == str(row) for row, name in enumerate(identities))

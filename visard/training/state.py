@@ -58,7 +58,8 @@ class TrainState:
         remembered = self.optimizer.tensors()
         for by_name in remembered.values():
             for name, total in sharded.items():
-                by_name[f"head.{name}"] = dist.as_shards(by_name[f"head.{name}"], total)
+                if f"head.{name}" in by_name:  # of what is frozen it remembers nothing
+                    by_name[f"head.{name}"] = dist.as_shards(by_name[f"head.{name}"], total)
         return {"backbone": dict(self.backbone.state_dict()), "head": head, **remembered}
 
     def numbers(self) -> dict[str, Any]:

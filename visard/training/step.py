@@ -55,9 +55,10 @@ def train_step(parts: Parts, batch: Batch, lr: float, *, stop: bool = False) -> 
     """
     state, recipe, device = parts.state, parts.recipe, parts.device
     seed_step(recipe.run.seed, state.step, dist.rank())
-    batch = batch.to(device, non_blocking=True)
+    batch = parts.teach(batch.to(device, non_blocking=True))
     count = recipe.run.micro_batches
     state.head.begin_step(parts.images_global, batch.labels, parts.images_most, count)
+    batch = state.head.prepare(batch)
     loss = torch.zeros((), device=device)
     # What an augmentation wants to be logged: a number for each image, named log_...
     told = {name: values.float().mean() for name, values in batch.extras.items() if name.startswith("log_")}
