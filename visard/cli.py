@@ -59,7 +59,10 @@ COMMANDS = {
     "recipes": Command("visard.recipes.command", "RecipesConfig", "what can be trained, one line each"),
     "embed": Command("visard.embed", "EmbedConfig", "embeddings of a data set", goes_on=True),
     "evaluate": Command(
-        "visard.protocols.command", "", "score a model or embeddings: evaluate pairs MODEL DATA", words=("pairs",)
+        "visard.protocols.command",
+        "",
+        "score a model or embeddings: evaluate pairs MODEL DATA",
+        words=("pairs", "retrieval"),
     ),
     "pairs": Command(
         "visard.protocols.make_pairs", "", "draw a list of pairs: pairs make DATA OUT.txt", words=("make",)

@@ -14,7 +14,7 @@ import torch
 from visard.cli import main as visard
 from visard.config import IResNetConfig
 from visard.data.formats.pair_bin import write_bin
-from visard.protocols import command
+from visard.protocols import inputs
 from visard.records import Result
 
 PEOPLE, IMAGES, SIZE = 8, 4, 32
@@ -100,7 +100,7 @@ def test_embeddings_give_the_models_answer(made: Path, tmp_path: Path, capsys: p
 def test_a_bad_list_is_noticed_before_anything_is_embedded(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "embed_dataset", lambda *_: pytest.fail("embedded in vain"))
+    monkeypatch.setattr(inputs, "embed_dataset", lambda *_: pytest.fail("embedded in vain"))
     (tmp_path / "pairs.txt").write_text("p0/0.png nobody/1.png 1\n")
     assert "nobody/1.png" in refused(capsys, "pairs", made / "model", made / "data", "--pairs", tmp_path / "pairs.txt")
 

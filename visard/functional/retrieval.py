@@ -135,7 +135,8 @@ def unit(vectors: Float32Array) -> Float32Array:
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
     if not (np.isfinite(lengths) & (lengths > 0)).all():
         raise ValueError("a vector is zero or not finite")
-    return (vectors / lengths[:, None]).astype(np.float32)
+    result: Float32Array = (vectors / lengths[:, None]).astype(np.float32)
+    return result
 
 
 def _rank(score_BG: Float32Array, answers: Sequence[Int64Array], begin: int, found: Retrieved) -> None:
