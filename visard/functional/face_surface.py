@@ -83,7 +83,12 @@ _JAWS = (8, 9)
 _CONTOUR_YAW_RAD = math.radians(15)
 # Heads in pictures are bowed or raised so much, root mean square; five points alone say little about it.
 _PITCH_RAD = math.radians(13)
-_STEPS = 4
+_STEPS = 2
+_SIZE = 6 + len(MODES)
+# Yaw, pitch, roll, logarithm of scale, shift, modes: what is known beforehand, in 1 / variance; the largest step.
+_PRIOR = np.array([0.0, _PITCH_RAD**-2, 0.0, 0.0, 0.0, 0.0] + [1.0] * len(MODES))
+_PRIOR_SQUARE = np.diag(_PRIOR)
+_LIMIT = np.array([0.4, 0.4, 0.4, 0.4, np.inf, np.inf] + [3.0] * len(MODES))
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,7 @@ def fit(points_K2: ArrayLike) -> Fit | None:
     """The generic face where the points are: pose under perspective, and shape as far as the points tell it.
 
     Least squares with priors: every residual counts in its expected error, every mode in its standard deviation.
-    Starts from the affine camera of the mean face (DeMenthon and Davis 1995, POS); then four Gauss-Newton steps over
+    Starts from the affine camera of the mean face (DeMenthon and Davis 1995, POS); then two Gauss-Newton steps over
     yaw, pitch, roll, scale, shift and `MODES`.
 
     Args:
@@ -161,66 +166,62 @@ def fit(points_K2: ArrayLike) -> Fit | None:
     given = anchors(points_K2)
     count = len(given)
     tables = _tables(count)
-    mean = given.mean(0)
-    camera = tables.inverse @ (given - mean)
-    start = _pose_of(camera)
+    mean = tables.average @ given
+    start = _pose_of(tables.inverse @ (given - mean))
     if start is None:
         return None
     yaw, pitch, roll, scale = start
-    weight = tables.weight.copy()
+    weight = tables.weight
     if count > _FIVE and len(np.asarray(points_K2)) != 468 and abs(yaw) > _CONTOUR_YAW_RAD:
+        weight = weight.copy()
         weight[list(_JAWS)] = 0.0
-    pitch = min(max(pitch, -0.5), 0.5) * 0.5
-    shift = mean
-    shape = np.zeros(len(MODES))
-    size = 6 + len(MODES)
-    jacobian = np.empty((count, 2, size))
-    for step in range(_STEPS):
-        rotation = _turn(yaw, pitch, roll)
-        turned = (tables.places + shape @ tables.modes).reshape(count, 3) @ rotation.T
-        nearer = scale * CAMERA_MM / (CAMERA_MM - turned[:, 2])
-        flat = turned[:, :2] * nearer[:, None]
-        if step == 0:
-            # The affine camera's shift is that of the mean of the places.
-            shift = mean - flat.mean(0)
-        residual = given - flat - shift
-        x, y, z = (turned * nearer[:, None]).T
-        cos_roll, sin_roll = math.cos(roll), math.sin(roll)
-        # A turn about axis a moves a point by a x point: Rz ey for yaw, Rz Ry ex for pitch, ez for roll.
-        jacobian[:, 0, 0], jacobian[:, 1, 0] = cos_roll * z, sin_roll * z
-        ax, ay, az = rotation[:, 0]
-        jacobian[:, 0, 1], jacobian[:, 1, 1] = ay * z - az * y, az * x - ax * z
-        jacobian[:, 0, 2], jacobian[:, 1, 2] = -y, x
-        jacobian[:, 0, 3], jacobian[:, 1, 3] = x, y
-        jacobian[:, 0, 4:6], jacobian[:, 1, 4:6] = (1, 0), (0, 1)
-        np.matmul(tables.directions, rotation[:2].T, out=tables.scratch)
-        jacobian[:, :, 6:] = (tables.scratch * nearer[:, None]).transpose(1, 2, 0)
-        scaled = (weight / scale)[:, None, None]
-        a = (jacobian * scaled).reshape(-1, size)
-        b = (residual * scaled[..., 0]).reshape(-1)
-        normal = a.T @ a
-        normal[1, 1] += _PITCH_RAD**-2
-        normal.ravel()[6 * size + 6 :: size + 1] += 1.0
-        right = a.T @ b
-        right[1] -= pitch * _PITCH_RAD**-2
-        right[6:] -= shape
-        change = np.linalg.solve(normal, right)
-        d_yaw, d_pitch, d_roll, d_scale, dx, dy = change[:6].tolist()
-        yaw += min(max(d_yaw, -0.4), 0.4)
-        pitch += min(max(d_pitch, -0.4), 0.4)
-        roll += d_roll
-        scale *= math.exp(min(max(d_scale, -0.4), 0.4))
-        shift = shift + np.array([dx, dy])
-        shape = shape + change[6:]
-    rotation = _turn(yaw, pitch, roll)
-    turned = (tables.places + shape @ tables.modes).reshape(count, 3) @ rotation.T
-    flat = turned[:, :2] * (scale * CAMERA_MM / (CAMERA_MM - turned[:, 2:]))
-    counted = weight > 0
-    off = ((given - flat - shift) / scale)[counted]
-    error = math.sqrt(float((off * off).sum()) / len(off))
+    # What the affine camera says of pitch is mostly the nose's length.
+    state = np.zeros(_SIZE)
+    state[:4] = yaw, 0.5 * min(max(pitch, -0.5), 0.5), roll, math.log(scale)
+    turned = tables.places.reshape(count, 3) @ _turn(yaw, pitch, roll).T
+    state[4:6] = mean - scale * (tables.average @ turned)[:2]
+    jacobian = np.zeros((count, 2, _SIZE))
+    for _ in range(_STEPS):
+        residual, turned, nearer, rotation = _residual(state, given, tables)
+        in_errors = weight * math.exp(-float(state[3]))
+        # A turn about axis a moves a point p by a x p: Rz ey for yaw, Rz Ry ex for pitch, ez for roll.
+        (ax, ay, az), cos_roll, sin_roll = rotation[:, 0].tolist(), math.cos(state[2]), math.sin(state[2])
+        # Columns: x of yaw, pitch, roll, scale, then y of them.
+        moves = np.array(
+            [
+                [0.0, 0.0, 0.0, 1.0, 0.0, az, 1.0, 0.0],
+                [0.0, -az, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0],
+                [cos_roll, ay, 0.0, 0.0, sin_roll, -ax, 0.0, 0.0],
+            ]
+        )
+        np.matmul(turned * (nearer * in_errors)[:, None], moves, out=tables.moved)
+        jacobian[:, :, :4] = tables.moved.reshape(count, 2, 4)
+        jacobian[:, 0, 4] = jacobian[:, 1, 5] = in_errors
+        np.matmul(rotation[:2], tables.directions, out=jacobian[:, :, 6:])
+        jacobian[:, :, 6:] *= (nearer * in_errors)[:, None, None]
+        rows = jacobian.reshape(-1, _SIZE)
+        right = rows.T @ (residual * in_errors[:, None]).ravel() - _PRIOR * state
+        change = np.linalg.solve(rows.T @ rows + _PRIOR_SQUARE, right)
+        np.minimum(np.maximum(change, -_LIMIT), _LIMIT, out=change)
+        state += change
+    residual, *_ = _residual(state, given, tables)
+    yaw, pitch, roll, log_scale = state[:4].tolist()
+    scale = math.exp(log_scale)
+    counted = residual[weight > 0]
+    error = math.sqrt(float(np.vdot(counted, counted)) / len(counted)) / scale
     if not math.isfinite(error) or scale * 61.0 < SMALLEST_PX:
         return None
-    return Fit(yaw, pitch, roll, scale, shift, shape, error)
+    return Fit(yaw, pitch, roll, scale, state[4:6].copy(), state[6:].copy(), error)
+
+
+def _residual(state: Array, given_A2: Array, tables: _Tables) -> tuple[Array, Array, Array, Array]:
+    """What the points are off (A, 2), pixels; the anchors turned (A, 3), mm; pixels a millimetre at each (A,); the
+    rotation."""
+    yaw, pitch, roll, log_scale = state[:4].tolist()
+    rotation = _turn(yaw, pitch, roll)
+    turned = (tables.places + state[6:] @ tables.modes).reshape(-1, 3) @ rotation.T
+    nearer = (math.exp(log_scale) * CAMERA_MM) / (CAMERA_MM - turned[:, 2])
+    return given_A2 - turned[:, :2] * nearer[:, None] - state[4:6], turned, nearer, rotation
 
 
 def place(points_N3: Array, fit: Fit) -> Array:
@@ -265,15 +266,16 @@ def radius() -> Array:
 
 @dataclass(frozen=True)
 class _Tables:
-    """What a fit to A anchors needs: the places flat (3 A,), the modes flat (M, 3 A) and as (M, A, 3), the weights
-    (1 / mm), the pseudo-inverse of the affine camera (3, A), and room for (M, A, 2)."""
+    """What a fit to A anchors needs: the places flat (3 A,), the modes flat (M, 3 A) and as (A, 3, M), the weights
+    (1 / mm), the pseudo-inverse of the affine camera (3, A), the weights of a mean (A,), and room for (A, 8)."""
 
     places: Array
     modes: Array
     directions: Array
     weight: Array
     inverse: Array
-    scratch: Array
+    average: Array
+    moved: Array
 
 
 @lru_cache(maxsize=2)
@@ -291,10 +293,11 @@ def _tables(count: int) -> _Tables:
     return _Tables(
         places=places.ravel(),
         modes=directions.reshape(len(MODES), -1),
-        directions=directions,
+        directions=np.ascontiguousarray(directions.transpose(1, 2, 0)),
         weight=1.0 / table[:, 3],
         inverse=inverse,
-        scratch=np.empty((len(MODES), count, 2)),
+        average=np.full(count, 1 / count),
+        moved=np.empty((count, 8)),
     )
 
 

@@ -1,12 +1,12 @@
-"""The light that a face stands in, read off its skin, so that a mask can be lit by it.
+"""The light that a face stands in, read off its skin: a mask is lit by it.
 
 In: a crop, and where the generic face stands in it. Out: `Light`: how bright each direction is lit, the light's colour
 and strength, how sharp the picture is.
 
 Brightness is a linear function of the surface's normal (the first four spherical harmonics; Ramamoorthi and Hanrahan
-2001 show that a matt surface needs nine, of which these carry most), fitted in linear light to places of bare skin. What
-a face hides there (hair, glasses, a beard) is found by its residual and counts less. Albedo is unknown: the fit gives
-brightness relative to a place that looks at the camera; the strength comes from the crop's bright pixels.
+2001 show that a matt surface needs nine, of which these carry most), fitted in linear light to places of bare skin.
+What a face hides there (hair, glasses, a beard) is known by its brightness and counts less. Albedo is unknown: the fit
+gives brightness relative to a place that looks at the camera; the strength comes from the crop's bright pixels.
 
 S crop size, P places on the skin.
 """
@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visard.functional.face_surface import CAMERA_MM, AXIS_Z, ANGLE_DEG, HEIGHT_MM, Fit, radius, reshape
+from visard.functional.face_surface import ANGLE_DEG, AXIS_Z, CAMERA_MM, HEIGHT_MM, MODES, Fit, radius, reshape
 from visard.records import UInt8Array
 
 __all__ = ["Light", "read_light", "shade"]
@@ -29,6 +29,8 @@ Array = NDArray[np.float64]
 FloatArray = NDArray[np.float32]
 
 COARSE = 28
+# 2 x 2 pixels of each 4 x 4 are enough, and three times as fast.
+_SHRINK = {112: cv2.INTER_LINEAR}
 """The crop is averaged down to this many pixels a side: a place is 4 px of a 112 px crop."""
 GAMMA = 2.2
 # Shading differences are kept to what is seen on faces, in linear light relative to the front.
@@ -72,72 +74,69 @@ def read_light(image_SS3: UInt8Array, fit: Fit) -> Light:
         fit: where the face is.
     """
     size = image_SS3.shape[0]
-    coarse = cv2.resize(image_SS3, (COARSE, COARSE), interpolation=cv2.INTER_AREA)
-    places, normals = _places()
+    coarse = cv2.resize(image_SS3, (COARSE, COARSE), interpolation=_SHRINK.get(size, cv2.INTER_AREA))
+    places, modes, design = _places()
     rotation = fit.turn()
-    turned = reshape(places, fit.shape) @ rotation.T
-    flat = turned[:, :2] * (fit.scale * CAMERA_MM / (CAMERA_MM - turned[:, 2:])) + fit.shift
-    cell = ((flat + 0.5) * (COARSE / size)).astype(np.intp)
+    turned = (places + fit.shape @ modes).reshape(-1, 3) @ rotation.T
+    nearer = (COARSE / size * CAMERA_MM * fit.scale) / (CAMERA_MM - turned[:, 2])
+    first = (fit.shift + 0.5) * (COARSE / size)
+    x = (turned[:, 0] * nearer + first[0]).astype(np.intp)
+    y = (turned[:, 1] * nearer + first[1]).astype(np.intp)
     # Turned away more than this the place is on the outline, or hidden.
-    seen = (normals[:, 1:] @ rotation[2] > 0.3) & (cell.min(1) >= 0) & (cell.max(1) < COARSE)
-    x, y = cell[seen].T
-    levels = coarse[y, x].astype(np.float64)
-    everything = coarse.reshape(-1, 3)
-    luma = everything @ _LUMA
+    seen = design[:, 1:] @ rotation[2] > 0.3
+    seen &= (x >= 0) & (x < COARSE) & (y >= 0) & (y < COARSE)
+    levels = coarse[y[seen], x[seen]].astype(np.float64)
+    some = coarse[::2, ::2].reshape(-1, 3).astype(np.float64)
+    luma = some @ _LUMA
     if len(levels) < 8:
-        levels, design = everything[:: COARSE // 2].astype(np.float64), None
+        terms, skin = _UNLIT / float(_UNLIT[0] + _UNLIT[1:] @ rotation[2]), some.mean(0)
     else:
-        design = normals[seen]
-    skin_luma = levels @ _LUMA
-    terms = _UNLIT if design is None else _fit_terms(skin_luma, design, rotation[2])
-    # A median over the brighter half: shadow, hair and glasses are darker than skin.
-    order = np.argsort(skin_luma)
-    skin = levels[order[len(order) // 2 :]].mean(0)
-    chroma = float((everything.max(1) - everything.min(1)).mean())
+        skin_luma = levels @ _LUMA
+        terms = _fit_terms(skin_luma, design[seen], rotation[2])
+        # Of the brighter half: shadow, hair and glasses are darker than skin.
+        skin = levels[np.argsort(skin_luma)[len(levels) // 2 :]].mean(0)
+    chroma = float(np.abs(some[:, 0] - some[:, 2]).mean())
     colourful = min(max((chroma - 3.0) / 9.0, 0.0), 1.0)
-    bright = float(np.partition(luma, -40)[-40])
-    gain = _gain(skin, bright, colourful)
+    bright = float(np.partition(luma, -10)[-10])
     blur, grain = _softness(image_SS3, size)
-    return Light(terms, gain, colourful, skin, blur, grain)
+    return Light(terms, _gain(skin, bright, colourful), colourful, skin, blur, grain)
 
 
-def shade(terms: Array, normals_N3: Array) -> Array:
-    """(N,) brightness of surfaces, in the picture's levels: 1 = as one that looks at the camera."""
-    linear = normals_N3 @ terms[1:]
-    linear += terms[0]
-    np.clip(linear, DARKEST, BRIGHTEST, out=linear)
-    result: Array = linear ** (1 / GAMMA)
+def shade(terms: Array, normals_N3: FloatArray) -> FloatArray:
+    """(N,) float32 brightness of surfaces, in the picture's levels: 1 = as one that looks at the camera."""
+    linear = normals_N3 @ terms[1:].astype(np.float32)
+    linear += np.float32(terms[0])
+    linear = np.minimum(np.maximum(linear, DARKEST, out=linear), BRIGHTEST, out=linear)
+    result: FloatArray = linear ** np.float32(1 / GAMMA)
     return result
 
 
 _LUMA = np.array([0.299, 0.587, 0.114])
-_UNLIT = np.array([0.55, 0.0, -0.12, 0.45])
+_UNLIT = np.array([0.50, 0.0, -0.24, 0.50])
 # White, in levels, and what a skin's colour is under white light, each channel over its luma.
 _WHITE = 236.0
 _SKIN_TINT = np.array([1.20, 0.93, 0.80])
 
 
 def _fit_terms(luma_P: Array, design_P4: Array, view_3: Array) -> Array:
-    """The four terms, by least squares that is repeated once with the outliers left out."""
+    """The four terms, by weighted least squares."""
     linear = (np.maximum(luma_P, 2.0) * (1 / 255)) ** GAMMA
-    middle = float(np.median(linear))
+    middle = float(np.sort(linear)[len(linear) // 2])
     relative = linear * (1 / middle)
-    weight = np.ones(len(relative))
-    for _ in range(2):
-        weighted = design_P4.T * weight
-        normal = weighted @ design_P4
-        # The prior: light from above and in front, as strong as six places.
-        normal.ravel()[::5] += _PRIOR_WEIGHT
-        terms = np.linalg.solve(normal, weighted @ relative + _PRIOR_WEIGHT * _UNLIT)
-        off = relative - design_P4 @ terms
-        weight = 1.0 / (1.0 + (off * (1 / 0.22)) ** 2)
-        # Too dark is hair, a brow, a beard more often than too bright is anything.
-        weight[off < -0.45] = 0.0
+    # What the usual light leaves unexplained is weighed down. Much too dark is hair, a brow, a beard, more often than
+    # too bright is anything.
+    off = relative - design_P4 @ _UNLIT
+    weight = 1.0 / (1.0 + (off * (1 / 0.5)) ** 2)
+    weight[relative < 0.3] = 0.0
+    weighted = design_P4.T * weight
+    # The prior: light from above and in front, as strong as some places.
+    terms = np.linalg.solve(weighted @ design_P4 + _PRIOR, weighted @ relative + _PRIOR_TERMS)
     front = float(terms[0] + terms[1:] @ view_3)
     return terms / max(front, 0.2)
 
 
-_PRIOR_WEIGHT = np.array([2.0, 3.0, 5.0, 3.0])
+_PRIOR = np.diag([1.0, 1.0, 3.0, 2.0])
+_PRIOR_TERMS = _PRIOR @ _UNLIT
 
 
 def _gain(skin_3: Array, bright: float, colourful: float) -> Array:
@@ -148,19 +147,18 @@ def _gain(skin_3: Array, bright: float, colourful: float) -> Array:
     level = min(max(level, luma * 1.02 + 8.0, 70.0), 246.0)
     tint = skin_3 / (max(luma, 1.0) * _SKIN_TINT)
     tint = tint / max(float(tint @ _LUMA), 1e-3)
-    cast = 1.0 + colourful * 0.45 * (np.clip(tint, 0.75, 1.3) - 1.0)
+    cast = 1.0 + colourful * 0.6 * (np.clip(tint, 0.75, 1.3) - 1.0)
     gain: Array = np.minimum(cast * level, 250.0)
     return gain
 
 
 def _softness(image_SS3: UInt8Array, size: int) -> tuple[float, float]:
     """Blur and grain of the picture's middle: how fast detail falls off from one scale to the next."""
-    quarter = size // 6
-    grey = cv2.cvtColor(image_SS3[quarter : size - quarter, quarter : size - quarter], cv2.COLOR_RGB2GRAY)
-    smooth = cv2.GaussianBlur(grey, (3, 3), 0)
-    smoother = cv2.GaussianBlur(grey, (7, 7), 0)
-    fine = float(cv2.norm(grey, smooth, cv2.NORM_L1))
-    wide = float(cv2.norm(smooth, smoother, cv2.NORM_L1))
+    rim = size // 4
+    grey = cv2.cvtColor(image_SS3[rim : size - rim, rim : size - rim], cv2.COLOR_RGB2GRAY)
+    smooth = cv2.blur(grey, (3, 3))
+    fine = cv2.norm(grey, smooth, cv2.NORM_L1)
+    wide = cv2.norm(smooth, cv2.blur(smooth, (5, 5)), cv2.NORM_L1)
     ratio = fine / max(wide, 1.0)
     blur = min(max((0.62 - ratio) * 2.2, 0.0), 1.3)
     grain = min(max(fine / grey.size - 1.2, 0.0) * 0.5, 2.5)
@@ -168,8 +166,8 @@ def _softness(image_SS3: UInt8Array, size: int) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=1)
-def _places() -> tuple[Array, Array]:
-    """(P, 3) mm and (P, 4): 1 and the normal, of `_PLACES`."""
+def _places() -> tuple[Array, Array, Array]:
+    """Of `_PLACES`: mm, flat (3 P,); how the face's modes move them (M, 3 P); 1 and the normal (P, 4)."""
     reach = radius()
     heights = np.arange(HEIGHT_MM[0], HEIGHT_MM[1] + 0.1, HEIGHT_MM[2])
     around = np.radians(np.arange(ANGLE_DEG[0], ANGLE_DEG[1] + 0.1, ANGLE_DEG[2]))
@@ -183,4 +181,6 @@ def _places() -> tuple[Array, Array]:
             rows.append(round((height - HEIGHT_MM[0]) / HEIGHT_MM[2]))
             columns.append(round((angle - ANGLE_DEG[0]) / ANGLE_DEG[2]))
     chosen = normals[rows, columns]
-    return points[rows, columns], np.column_stack([np.ones(len(chosen)), chosen])
+    places = points[rows, columns]
+    modes = np.stack([reshape(places, one) - places for one in np.eye(len(MODES))]).reshape(len(MODES), -1)
+    return places.ravel(), modes, np.column_stack([np.ones(len(chosen)), chosen])

@@ -16,8 +16,10 @@ the crop that is drawn on.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,7 +29,7 @@ from visard.functional.face_surface import CAMERA_MM, KNOWN, Fit, fit, reshape
 from visard.masks.light import Light, read_light, shade
 from visard.masks.records import Look, Masked, Refusal
 from visard.masks.texture import texture
-from visard.masks.worn import COLUMNS, ROWS, Worn, put_on
+from visard.masks.worn import COLUMNS, LOOP_POINTS, ROWS, Worn, put_on
 from visard.records import UInt8Array
 
 __all__ = ["MAX_YAW_DEG", "place_refused", "wear"]
@@ -40,10 +42,7 @@ MAX_YAW_DEG = 66.0
 MAX_PITCH_DEG = 42.0
 MAX_ERROR_MM = 6.5
 """Points that are off the best face by more than this are not those of a face."""
-SHARE_INSIDE = 0.3
-"""The eyes may not be closer together than this share of ... see `place_refused`."""
-
-LATTICE_PX = 3.0
+LATTICE_PX = 4.0
 """Distance of the lattice's points in a 112 px crop."""
 EYE_MARGIN_MM = 9.0
 """No mask is drawn nearer to the line through the eyes than this."""
@@ -76,11 +75,11 @@ def wear(image: UInt8Array, points: ArrayLike, look: Look) -> Masked | Refusal:
     if refused is not None:
         return refused
     assert found is not None
-    mask = put_on(look)
-    seen = _look_at(mask, found, size)
+    light = read_light(image, found)
+    seen = _look_at(put_on(look), found, light, size)
     if seen is None:
         return "outside"
-    return _draw(image, seen, read_light(image, found), look, found)
+    return _draw(image, seen, light, look)
 
 
 def place_refused(found: Fit | None, size: int) -> Refusal | None:
@@ -106,229 +105,247 @@ class _Seen:
 
     Args:
         left, top: pixels, of the part that is drawn on.
-        places: (H, W, 2) float32, column and row on the mask, each 0..1.
-        outside: (H, W) float32, pixels from the mask's outline, negative inside.
-        normal_places: of `places`, for the shading's grid: columns 0..U-1, rows 0..V-1.
-        loops: lines of pixels, each with whether it is to be seen.
+        planes: four of (H, W) float32: column (0..1) and row (0..1) on the mask, pixels from the mask's outline
+            (negative inside), brightness.
+        loops: lines (L, 2) of pixels.
     """
 
     left: int
     top: int
-    places: FloatArray
-    outside: FloatArray
-    normals: Array
+    planes: Sequence[FloatArray]
     loops: list[Array]
 
 
-def _look_at(mask: Worn, found: Fit, size: int) -> _Seen | None:
+def _look_at(mask: Worn, found: Fit, light: Light, size: int) -> _Seen | None:
     """Where each pixel lies on the mask; None if the mask is outside of the crop."""
-    upright = found.turn(roll=False)
-    points = reshape(mask.points, found.shape) @ upright.T
-    nearer = found.scale * CAMERA_MM / (CAMERA_MM - points[:, 2])
-    x_VU = (points[:, 0] * nearer).reshape(ROWS, COLUMNS)
-    y_VU = (points[:, 1] * nearer).reshape(ROWS, COLUMNS)
+    points = reshape(mask.points, found.shape) @ found.turn(roll=False).T
+    flat = points[:, :2] * ((found.scale * CAMERA_MM) / (CAMERA_MM - points[:, 2:]))
+    x_VU, y_VU = flat[: ROWS * COLUMNS].T.reshape(2, ROWS, COLUMNS)
+    loops = flat[ROWS * COLUMNS : ROWS * COLUMNS + mask.loops * LOOP_POINTS].reshape(mask.loops, LOOP_POINTS, 2)
+    rim = flat[ROWS * COLUMNS + mask.loops * LOOP_POINTS :]
 
-    # The part of the crop, in pixels and in the upright frame.
+    # The part of the crop that the mask's box covers, in pixels; the box is upright to the face.
+    margin = MARGIN_PX * size / 112
+    box_x = (float(x_VU.min()) - margin, float(x_VU.max()) + margin)
+    box_y = (float(y_VU.min()) - margin, float(y_VU.max()) + margin)
     cos, sin = math.cos(found.roll), math.sin(found.roll)
-    px, py = cos * x_VU - sin * y_VU + found.shift[0], sin * x_VU + cos * y_VU + found.shift[1]
-    left, top = max(int(px.min()) - MARGIN_PX, 0), max(int(py.min()) - MARGIN_PX, 0)
-    right, bottom = min(int(px.max()) + MARGIN_PX + 2, size), min(int(py.max()) + MARGIN_PX + 2, size)
+    shift_x, shift_y = found.shift.tolist()
+    corners = [(cos * x - sin * y + shift_x, sin * x + cos * y + shift_y) for x in box_x for y in box_y]
+    left, top = (max(math.floor(min(c[k] for c in corners)), 0) for k in (0, 1))
+    right, bottom = (min(math.ceil(max(c[k] for c in corners)) + 1, size) for k in (0, 1))
     if right - left < 8 or bottom - top < 8:
         return None
+    # What of the box lies in that part: a lattice over more would be cut off.
+    inside = [(x - shift_x, y - shift_y) for x in (left, right) for y in (top, bottom)]
+    upright_x, upright_y = [cos * x + sin * y for x, y in inside], [cos * y - sin * x for x, y in inside]
+    first_x, last_x = max(box_x[0], min(upright_x)), min(box_x[1], max(upright_x))
+    first_y, last_y = max(box_y[0], min(upright_y)), min(box_y[1], max(upright_y))
     step = LATTICE_PX * size / 112
-    corners_x = np.array([left, right, left, right]) - found.shift[0]
-    corners_y = np.array([top, top, bottom, bottom]) - found.shift[1]
-    upright_x, upright_y = cos * corners_x + sin * corners_y, cos * corners_y - sin * corners_x
-    first_x, last_x = max(upright_x.min(), x_VU.min() - 2 * step), min(upright_x.max(), x_VU.max() + 2 * step)
-    first_y, last_y = max(upright_y.min(), y_VU.min() - 2 * step), min(upright_y.max(), y_VU.max() + 2 * step)
     lattice_x = np.arange(first_x, last_x + step, step)
     lattice_y = np.arange(first_y, last_y + step, step)
-
-    lattice = _unfold(x_VU, y_VU, lattice_x, lattice_y, found, mask, upright)
+    lattice = _unfold(x_VU, y_VU, lattice_x, lattice_y, found, rim)
+    levels = shade(light.terms, mask.normals).reshape(ROWS, COLUMNS)
+    cv2.remap(levels, lattice[0], lattice[1], cv2.INTER_LINEAR, dst=lattice[3], borderMode=cv2.BORDER_REPLICATE)
     # Crop pixel -> lattice: back to the upright frame, then to steps.
+    x0, y0 = left - shift_x, top - shift_y
     matrix = np.array(
         [
-            [cos / step, sin / step, (cos * (left - found.shift[0]) + sin * (top - found.shift[1]) - first_x) / step],
-            [-sin / step, cos / step, (cos * (top - found.shift[1]) - sin * (left - found.shift[0]) - first_y) / step],
+            [cos / step, sin / step, (cos * x0 + sin * y0 - first_x) / step],
+            [-sin / step, cos / step, (cos * y0 - sin * x0 - first_y) / step],
         ]
     )
-    shape = (right - left, bottom - top)
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    places = cv2.warpAffine(lattice[..., :2], matrix, shape, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    outside = cv2.warpAffine(lattice[..., 2], matrix, shape, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    loops = _loops(mask, found)
-    return _Seen(left, top, places, outside, mask.normals, loops)  # type: ignore[arg-type]
+    planes = cv2.split(
+        cv2.warpAffine(
+            cv2.merge(lattice),
+            matrix,
+            (right - left, bottom - top),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+    )
+    turn = np.array([[cos, sin], [-sin, cos]])
+    return _Seen(left, top, planes, [line @ turn + found.shift for line in _seen_loops(loops)])  # type: ignore[arg-type]
 
 
 def _unfold(
-    x_VU: Array, y_VU: Array, lattice_x: Array, lattice_y: Array, found: Fit, mask: Worn, upright: Array
-) -> FloatArray:
-    """(Y, X, 3) float32: column (0..U-1), row (0..V-1) and pixels from the outline, of the lattice's points."""
+    x_VU: Array, y_VU: Array, lattice_x: Array, lattice_y: Array, found: Fit, rim_N2: Array
+) -> list[FloatArray]:
+    """Planes (Y, X) float32: column (0..U-1), row (0..V-1) and pixels from the outline, of the lattice's points; the
+    fourth is left to be filled in.
+
+    Args:
+        rim_N2: the nose's lower rim where it hangs over the mask, or nothing.
+    """
     if found.yaw < 0:
         # The left side is the one that is turned away.
         x_VU = np.minimum.accumulate(x_VU[:, ::-1], axis=1)[:, ::-1]
-        edge = x_VU.shape[1] - 1 - np.argmin(x_VU[:, ::-1], axis=1)
-        hidden = np.arange(COLUMNS) < edge[:, None]
-        ramp = _RAMP
+        edge_V = COLUMNS - 1 - np.argmin(x_VU[:, ::-1], axis=1)
+        hidden = edge_V[:, None] > _COLUMN_NUMBERS
     else:
         x_VU = np.maximum.accumulate(x_VU, axis=1)
-        edge = np.argmax(x_VU, axis=1)
-        hidden = np.arange(COLUMNS) > edge[:, None]
-        ramp = _RAMP
-    nth = np.arange(ROWS)
-    u_VU = np.where(hidden, edge[:, None], _COLUMN_NUMBERS)
-    y_VU = np.where(hidden, y_VU[nth, edge][:, None], y_VU)
-    knots_x = np.empty((ROWS, COLUMNS + 2))
-    knots_x[:, 1:-1] = x_VU
-    knots_x[:, 1:-1] += ramp
-    knots_x[:, 0], knots_x[:, -1] = x_VU[:, 0] - 2000.0, x_VU[:, -1] + 2000.0
-    knots_x += _FAR * nth[:, None]
-    queries = (lattice_x + _FAR * nth[:, None]).ravel()
-    flat = knots_x.ravel()
-    u_VX = np.interp(queries, flat, _bordered(u_VU)).reshape(ROWS, -1)
-    y_VX = np.interp(queries, flat, _bordered(y_VU)).reshape(ROWS, -1)
+        edge_V = np.argmax(x_VU, axis=1)
+        hidden = edge_V[:, None] < _COLUMN_NUMBERS
+    # What is hidden keeps the place of the outline that hides it.
+    u_VU = np.where(hidden, edge_V[:, None], _COLUMN_NUMBERS)
+    y_VU = np.where(hidden, y_VU[_EVERY_ROW, edge_V][:, None], y_VU)
 
-    # Across: every column of the lattice goes down through the rows.
-    columns = len(lattice_x)
-    if mask.nose is not None:
-        rim = reshape(mask.nose, found.shape) @ upright.T
-        rim = rim[:, :2] * (found.scale * CAMERA_MM / (CAMERA_MM - rim[:, 2:]))
-        order = np.argsort(rim[:, 0])
-        lowest = np.interp(lattice_x, rim[order, 0], rim[order, 1], left=-_FAR, right=-_FAR)
-    else:
-        lowest = None
-    eyes = EYE_MARGIN_MM * found.scale
-    upper = np.maximum(y_VX[0], eyes)
-    if lowest is not None:
-        upper = np.maximum(upper, lowest)
-    lower = y_VX[-1]
-    knots_y = np.empty((columns, ROWS + 2))
-    np.maximum.accumulate(y_VX.T, axis=1, out=knots_y[:, 1:-1])
-    knots_y[:, 1:-1] += _RAMP[:ROWS]
-    knots_y[:, 0], knots_y[:, -1] = y_VX[0] - 2000.0, knots_y[:, -2] + 2000.0
-    offset = _FAR * np.arange(columns)[:, None]
-    knots_y += offset
-    queries = (lattice_y + offset).ravel()
-    flat = knots_y.ravel()
-    v = np.interp(queries, flat, np.tile(_ROW_NUMBERS, columns))
-    u = np.interp(queries, flat, _bordered(u_VX.T))
-    start = np.interp(v, _ROW_NUMBERS[1:-1], x_VU[:, 0])
-    end = np.interp(v, _ROW_NUMBERS[1:-1], x_VU[:, -1])
+    # Along the rows: all of them in one increasing sequence, each moved away from the one before.
+    wide, tall = len(lattice_x), len(lattice_y)
+    knots = _bordered(x_VU + _RAMP_U, 2000.0) + _ROW_OFFSETS
+    queries = (lattice_x + _ROW_OFFSETS).ravel()
+    knots = knots.ravel()
+    u_VX = np.interp(queries, knots, _bordered(u_VU).ravel()).reshape(ROWS, wide)
+    y_VX = np.interp(queries, knots, _bordered(y_VU).ravel()).reshape(ROWS, wide)
+    beside_VX = np.maximum(x_VU[:, :1] - lattice_x, lattice_x - x_VU[:, -1:])
 
-    x_XY = np.repeat(lattice_x, len(lattice_y))
-    outside = np.maximum(start - x_XY, x_XY - end)
-    y_XY = np.tile(lattice_y, columns)
-    outside = np.maximum(outside, np.repeat(upper, len(lattice_y)) - y_XY)
-    outside = np.maximum(outside, y_XY - np.repeat(lower, len(lattice_y)))
-    result = np.empty((len(lattice_y), columns, 3), np.float32)
-    for k, values in enumerate((u, v, outside)):
-        result[..., k] = values.reshape(columns, -1).T
-    return result
+    # Across them: down every column of the lattice.
+    offsets = _FAR * np.arange(wide)[:, None]
+    down = np.maximum.accumulate(y_VX.T, axis=1)
+    knots = (_bordered(down + _RAMP_V, 2000.0) + offsets).ravel()
+    queries = (lattice_y + offsets).ravel()
+    v = np.interp(queries, knots, np.concatenate([_ROW_NUMBERS] * wide)).reshape(wide, tall)
+    u = np.interp(queries, knots, _bordered(u_VX.T).ravel()).reshape(wide, tall)
+    outside = np.interp(queries, knots, _bordered(beside_VX.T).ravel()).reshape(wide, tall)
+    upper = np.maximum(y_VX[0], EYE_MARGIN_MM * found.scale)
+    if len(rim_N2):
+        x, y = rim_N2[np.argsort(rim_N2[:, 0])].T
+        upper = np.maximum(upper, np.interp(lattice_x, x, y, left=-_FAR, right=-_FAR))
+    np.maximum(outside, upper[:, None] - lattice_y, out=outside)
+    np.maximum(outside, lattice_y - y_VX[-1][:, None], out=outside)
+    planes = [np.ascontiguousarray(values.T, dtype=np.float32) for values in (u, v, outside)]
+    return [*planes, np.empty_like(planes[0])]
 
 
-_RAMP = np.arange(max(ROWS, COLUMNS)) * 1e-6
+# Equal numbers would leave the order to chance.
+_RAMP_U = np.arange(COLUMNS) * 1e-6
+_RAMP_V = np.arange(ROWS) * 1e-6
 _COLUMN_NUMBERS = np.arange(COLUMNS, dtype=np.float64)
 _ROW_NUMBERS = np.concatenate([[0.0], np.arange(ROWS), [ROWS - 1.0]])
+_EVERY_ROW = np.arange(ROWS)
+_ROW_OFFSETS = _FAR * np.arange(ROWS)[:, None]
 
 
-def _bordered(values: Array) -> Array:
-    """Rows with their first and last value once more, flat."""
+def _bordered(values: Array, beyond: float = 0.0) -> Array:
+    """Rows with their first value, less `beyond`, before them, and their last one, more by it, after them."""
     out = np.empty((values.shape[0], values.shape[1] + 2))
     out[:, 1:-1] = values
-    out[:, 0], out[:, -1] = values[:, 0], values[:, -1]
-    return out.ravel()
+    out[:, 0] = values[:, 0] - beyond
+    out[:, -1] = values[:, -1] + beyond
+    return out
 
 
-def _loops(mask: Worn, found: Fit) -> list[Array]:
-    """Lines (L, 2) in pixels of the loops on the side, or sides, that are seen."""
-    if not len(mask.loops):
+def _seen_loops(loops_NL2: Array) -> list[Array]:
+    """What is seen of the loops (upright frame): each goes behind the outline as soon as it turns back to the
+    middle."""
+    count = len(loops_NL2)
+    if not count:
         return []
-    lines = mask.loops
-    shown = []
-    turned = reshape(lines.reshape(-1, 3), found.shape) @ found.turn().T
-    flat = turned[:, :2] * (found.scale * CAMERA_MM / (CAMERA_MM - turned[:, 2:])) + found.shift
-    flat = flat.reshape(*lines.shape[:2], 2)
-    half = len(lines) // 2
-    for k, line in enumerate(flat):
-        side = -1.0 if k < half else 1.0
-        # Behind the outline as soon as it goes back towards the middle.
-        along = np.cos(found.roll) * (line[:, 0]) + np.sin(found.roll) * line[:, 1]
-        forward = np.flatnonzero(np.diff(along) * side < 0)
-        count = int(forward[0]) + 1 if len(forward) else len(line)
-        if count > 1:
-            shown.append(line[:count])
-    return shown
+    away = np.diff(loops_NL2[..., 0], axis=1)
+    away[: count // 2] *= -1
+    shown = np.logical_and.accumulate(away > 0, axis=1).sum(1).tolist()
+    return [line[: n + 1] for line, n in zip(loops_NL2, shown, strict=True) if n > 0]
 
 
-def _draw(image: UInt8Array, seen: _Seen, light: Light, look: Look, found: Fit) -> Masked:
+def _draw(image: UInt8Array, seen: _Seen, light: Light, look: Look) -> Masked:
     """The mask, its loops and its shadow over the crop."""
     size = image.shape[0]
-    result = image.copy()
-    height, width = seen.outside.shape
+    unit = size / 112
+    u, v, outside, lit = seen.planes
+    height, width = outside.shape
     part = (slice(seen.top, seen.top + height), slice(seen.left, seen.left + width))
 
-    # Cloth in the light.
-    across = max(32, round(1.15 * size))
-    cloth = texture(look, round(across * 0.7), across)
-    tall, wide = cloth.shape[:2]
-    scale = np.array([(wide - 1) / (COLUMNS - 1), (tall - 1) / (ROWS - 1)], np.float32)
-    seen_cloth = cv2.remap(cloth, seen.places * scale, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    levels = shade(light.terms, seen.normals).reshape(ROWS, COLUMNS).astype(np.float32)
-    lit = cv2.remap(levels, seen.places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    alpha = np.clip(0.5 - seen.outside, 0.0, 1.0)
-    alpha *= seen_cloth[..., 3] * np.float32(1 / 255)
+    across = max(32, round(1.1 * size))
+    down = round(0.7 * across)
+    cloth: NDArray[Any] = texture(look, down, across)
+    u *= (across - 1) / (COLUMNS - 1)
+    v *= (down - 1) / (ROWS - 1)
+    cloth = cv2.remap(cloth, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    if light.blur_px * unit > 0.3:
+        cloth = cv2.GaussianBlur(cloth, (5, 5), light.blur_px * unit)
+    *colours, opaque = cv2.split(cloth)
+    # The outline is as soft as the picture.
+    alpha = outside * (-1.0 / (1.0 + 1.2 * light.blur_px * unit))
+    alpha += 0.5
+    _clip(alpha)
+    alpha *= opaque * np.float32(1 / 255)
     # The edge is folded over and turns away from the light.
-    lit *= 1.0 - 0.16 * np.clip(1.0 + seen.outside * (0.5 * 112 / size), 0.0, 1.0)
-    gain = (light.gain / 255.0).astype(np.float32)
-    colour = seen_cloth[..., :3].astype(np.float32)
-    if light.colourful < 1.0:
-        grey = colour @ np.array([0.299, 0.587, 0.114], np.float32)
-        colour += (grey[..., None] - colour) * np.float32(1 - light.colourful)
-    colour *= lit[..., None] * gain
-    if light.grain > 0.1:
-        colour += _grain(look.wrinkle_seed, height, width, light.grain)
-    if light.blur_px > 0.25:
-        colour = cv2.GaussianBlur(colour, (0, 0), light.blur_px * size / 112)
-        alpha = cv2.GaussianBlur(alpha, (0, 0), light.blur_px * size / 112)
+    hem = outside * (0.5 / unit)
+    hem += 1.0
+    _clip(hem)
+    hem *= -0.16
+    hem += 1.0
+    lit *= hem
 
+    result = image.copy()
     if seen.loops:
         _draw_loops(result, seen.loops, look, light, size)
-    below = result[part].astype(np.float32)
-    # Soft shadow: what little light the gap lets in.
-    soft = cv2.GaussianBlur(alpha, (0, 0), 2.2 * size / 112)
-    below *= (1.0 - (0.55 * look.shadow) * soft * (1.0 - alpha))[..., None]
-    below += (colour - below) * alpha[..., None]
-    np.clip(below, 0, 255, out=below)
-    result[part] = (below + 0.5).astype(np.uint8)
+    # Next to the outline little light gets to the skin.
+    shadow = outside * (-0.2 / unit)
+    shadow += 1.0
+    _clip(shadow)
+    shadow *= shadow
+    shadow *= -0.5 * look.shadow
+    shadow += 1.0
+    if light.colourful < 1.0:
+        grey = cv2.cvtColor(cloth, cv2.COLOR_RGBA2GRAY)
+        colours = [cv2.addWeighted(c, light.colourful, grey, 1.0 - light.colourful, 0.0) for c in colours]
+    grain = _grain(look.wrinkle_seed, height, width, light.grain) if light.grain > 0.1 else None
+    drawn = []
+    for channel, below, gain in zip(colours, cv2.split(result[part]), light.gain.tolist(), strict=True):
+        level = channel * np.float32(gain / 255)
+        level *= lit
+        if grain is not None:
+            level += grain
+        under = below * shadow
+        level -= under
+        level *= alpha
+        level += under
+        drawn.append(level)
+    levels = cv2.merge(drawn)
+    if grain is not None:
+        levels = np.maximum(levels, 0.0)
+    result[part] = cv2.convertScaleAbs(levels)
     region = np.zeros((size, size), np.uint8)
-    region[part] = (alpha * 255 + 0.5).astype(np.uint8)
+    alpha *= 255.0
+    region[part] = cv2.convertScaleAbs(alpha)
     return Masked(result, region, look.kind, look.wearing)
 
 
+def _clip(values: FloatArray) -> None:
+    """To 0..1, in place."""
+    np.minimum(np.maximum(values, 0.0, out=values), 1.0, out=values)
+
+
 def _draw_loops(result: UInt8Array, loops: list[Array], look: Look, light: Light, size: int) -> None:
-    """Thin cords over the skin; under the hair they are not seen, which is where the picture has not the skin's
-    colour."""
-    lines = [np.round(line * 16).astype(np.int32)[:, None] for line in loops]
-    cover = np.zeros((size, size), np.uint8)
-    cv2.polylines(cover, lines, False, 255, max(1, round(1.4 * size / 112)), cv2.LINE_AA, 4)
-    y, x = cover.nonzero()
-    if not len(y):
-        return
-    pixels = result[y, x].astype(np.float64)
-    off = (pixels - light.skin) * (1 / np.maximum(light.skin, 40.0))
-    bare = np.exp(-(off * off).sum(1) * 2.5)
-    alpha = cover[y, x] * (0.85 / 255) * bare
-    colour = np.array(look.loops, np.float64) * (light.gain / 255) * 0.92
-    result[y, x] = (pixels + (colour - pixels) * alpha[:, None] + 0.5).astype(np.uint8)
+    """Thin cords over the skin. They end where it is much darker: there they go under hair."""
+    skin = max(float(light.skin @ _LUMA), 30.0)
+    x, y = np.minimum(np.maximum(np.concatenate(loops), 0.0), size - 1.0).astype(np.intp).T
+    luma = (result[y, x] @ _LUMA).tolist()
+    shown, bright, start = [], 0.0, 0
+    for line in loops:
+        count = 0
+        while count < len(line) and luma[start + count] > 0.4 * skin:
+            count += 1
+        if count > 1:
+            shown.append((line[:count] * 16.0).astype(np.int32)[:, None])
+            bright = max(bright, sum(luma[start : start + count]) / count)
+        start += len(line)
+    if shown:
+        lit = min(max(bright / skin, 0.55), 1.0) / 255
+        colour = [channel * gain * lit for channel, gain in zip(look.loops, light.gain.tolist(), strict=True)]
+        cv2.polylines(result, shown, False, colour, max(1, round(1.2 * size / 112)), cv2.LINE_AA, 4)
+
+
+_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 @lru_cache(maxsize=1)
 def _noise() -> FloatArray:
-    return np.random.default_rng(20211).standard_normal((512, 512, 1)).astype(np.float32)
+    return np.random.default_rng(20211).standard_normal((512, 512)).astype(np.float32)
 
 
 def _grain(seed: int, height: int, width: int, strength: float) -> FloatArray:
-    """(H, W, 1) noise; a window of a fixed field, chosen by the seed."""
+    """(H, W) noise: a window of a fixed field, chosen by the seed."""
     noise = _noise()
     y, x = seed % max(512 - height, 1), (seed // 512) % max(512 - width, 1)
     return noise[y : y + height, x : x + width] * np.float32(strength)

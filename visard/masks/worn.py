@@ -5,8 +5,8 @@ In: a `Look`. Out: the mask as a grid of points around the face (`Worn`), in the
 
 A mask is a rectangle, u from the picture's left edge (-1) to the right one (1), v from the upper edge (0) to the lower
 one (1), laid around the face's axis: u is an angle, v a height between two curves. It does not follow the skin: cloth
-spans hollows, so it lies on the face's convex hull (meridians first, then horizontal sections), pulled to the skin where
-the edge is held. Shells and cups stand out further.
+spans hollows, so it lies on the face's convex hull (meridians first, then horizontal sections), pulled to the skin
+where the edge is held. Shells and cups stand out further.
 
 V, U rows and columns of the grid.
 """
@@ -14,7 +14,8 @@ V, U rows and columns of the grid.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -28,7 +29,7 @@ __all__ = ["COLUMNS", "ROWS", "Worn", "put_on"]
 Array = NDArray[np.float64]
 FloatArray = NDArray[np.float32]
 
-ROWS, COLUMNS = 13, 27
+ROWS, COLUMNS = 11, 25
 LOOP_POINTS = 7
 
 Curve = tuple[tuple[float, float], ...]
@@ -103,16 +104,15 @@ class Worn:
     """A mask on the generic face.
 
     Args:
-        points: (V * U, 3) mm.
-        normals: (V * U, 3) unit vectors, outwards.
-        loops: (N, L, 3) mm, lines from the mask's edge to behind the ears; the first half on the picture's left.
-        nose: (5, 3) mm, the lower rim of the nose from left to right where it hangs over the mask; None = it is under it.
+        points: (P, 3) mm: the grid's V * U, then those of the loops, from the mask's edge to behind the ears (the first
+            half of the loops is on the picture's left), then, where the nose hangs over the mask, its lower rim.
+        normals: (V * U, 3) float32 unit vectors, outwards.
+        loops: how many there are, of `LOOP_POINTS` points.
     """
 
     points: Array
-    normals: Array
-    loops: Array
-    nose: Array | None
+    normals: FloatArray
+    loops: int
 
 
 # Lower rim of the nose: wings, nostrils' sills, tip.
@@ -124,49 +124,50 @@ _NOSE_RIM = np.array(
 def put_on(look: Look) -> Worn:
     """The mask where `look` says, on the mean face."""
     cut = _cut(look.kind, look.wearing)
-    size = look.size
-    # Rows of heights and angles; the lower edge moves with the size, and everything with the drop.
-    top = cut.top_U + 100.0 * look.drop
-    height_VU = top + (cut.bottom_U - cut.top_U) * size * cut.v_V[:, None]
-    angle_VU = cut.angle_VU * (1.0 + 0.6 * (size - 1.0))
+    height_VU = cut.length_VU * look.size
+    height_VU += cut.top_U + 100.0 * look.drop
+    # Twice as large is not twice as wide: more of it stands off.
+    wider = 0.4 + 0.6 * look.size
+    angle_VU = cut.angle_VU * wider
     sine, cosine = np.sin(angle_VU), np.cos(angle_VU)
     if look.tilt:
         height_VU += (look.tilt * 60.0) * sine
-    row = ((height_VU - HEIGHT_MM[0]) / HEIGHT_MM[2]).astype(np.float32)
-    column = ((np.degrees(angle_VU) - ANGLE_DEG[0]) / ANGLE_DEG[2]).astype(np.float32)
+    row = ((height_VU - HEIGHT_MM[0]) * (1 / HEIGHT_MM[2])).astype(np.float32)
+    column = (angle_VU * (180 / np.pi / ANGLE_DEG[2]) - ANGLE_DEG[0] / ANGLE_DEG[2]).astype(np.float32)
     found = cv2.remap(cut.map_RQ4, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    reach = found[..., 3] * np.float32(look.slack)
-    reach += cut.skin_VU(column, row)
-    points = np.empty((ROWS, COLUMNS, 3))
-    np.multiply(reach, sine, out=points[..., 0])
-    points[..., 1] = height_VU
-    np.multiply(reach, cosine, out=points[..., 2])
-    points[..., 2] += AXIS_Z
-    loops = np.empty((len(cut.loop_v) * 2, LOOP_POINTS, 3))
-    for side, edge in ((0, 0), (1, COLUMNS - 1)):
-        for k, (v, end) in enumerate(zip(cut.loop_v, cut.loop_end, strict=True)):
-            line = _line(float(angle_VU[v, edge]), float(height_VU[v, edge]), *end, side)
-            loops[side * len(cut.loop_v) + k] = line
-    nose = _NOSE_RIM if look.wearing == "under-nose" else None
-    return Worn(points.reshape(-1, 3), found[..., :3].reshape(-1, 3).astype(np.float64), loops, nose)
+    reach = cv2.remap(_skin(), column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    reach += found[..., 3] * np.float32(look.slack)
+    loops, rim = cut.loops_NL3, _NOSE_RIM if look.wearing == "under-nose" else _NOTHING
+    points = np.empty((ROWS * COLUMNS + loops.shape[0] * LOOP_POINTS + len(rim), 3))
+    grid = points[: ROWS * COLUMNS].reshape(ROWS, COLUMNS, 3)
+    np.multiply(reach, sine, out=grid[..., 0])
+    grid[..., 1] = height_VU
+    np.multiply(reach, cosine, out=grid[..., 2])
+    grid[..., 2] += AXIS_Z
+    if len(loops):
+        # They begin at the mask's edge as it is, and end where they always do.
+        moved = loops + (grid[cut.loop_start] - loops[:, 0])[:, None] * _FADE
+        points[ROWS * COLUMNS : ROWS * COLUMNS + moved.size // 3] = moved.reshape(-1, 3)
+    if len(rim):
+        points[-len(rim) :] = rim
+    return Worn(points, found[..., :3].reshape(-1, 3), len(loops))
+
+
+_NOTHING = np.empty((0, 3))
+_FADE = np.linspace(1, 0, LOOP_POINTS)[:, None]
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """A kind and a way of wearing it, ready: edges at the grid's columns (mm), angles (radians), the map of normals and
-    tent (x, y, z, mm over the skin), and where the loops begin and end."""
+    """A kind and a way of wearing it, ready: the upper edge and the lengths from it down (mm), angles (radians), the
+    map of normals and tent (x, y, z, mm over the skin), the loops of the usual size, the grid places they begin at."""
 
-    v_V: Array
     top_U: Array
-    bottom_U: Array
+    length_VU: Array
     angle_VU: Array
     map_RQ4: FloatArray
-    loop_v: tuple[int, ...]
-    loop_end: tuple[tuple[float, float], ...]
-
-    def skin_VU(self, column_VU: FloatArray, row_VU: FloatArray) -> FloatArray:
-        """mm from the axis to the skin."""
-        return cv2.remap(_skin(), column_VU, row_VU, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[return-value]
+    loops_NL3: Array
+    loop_start: tuple[list[int], list[int]]
 
 
 @lru_cache(maxsize=1)
@@ -174,7 +175,7 @@ def _skin() -> FloatArray:
     return radius().astype(np.float32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _cut(kind: Kind, wearing: Wearing) -> _Cut:
     outline = OUTLINES[kind]
     u, v = np.linspace(-1, 1, COLUMNS), np.linspace(0, 1, ROWS)
@@ -186,16 +187,23 @@ def _cut(kind: Kind, wearing: Wearing) -> _Cut:
     elif wearing == "chin":
         top = _curve(((0, 88), (0.25, 86), (0.5, 78), (0.75, 68), (1, 58)), np.abs(u))
         bottom = bottom + _curve(((0, 14), (0.5, 10), (1, 4)), np.abs(u))
-    side = np.radians(_curve(outline.side, v))
-    tent = _tent(kind, wearing)
+    angle_VU = np.radians(_curve(outline.side, v))[:, None] * u
+    length_VU = (bottom - top) * v[:, None]
+    rows, columns, lines = [], [], []
+    for edge, sign in ((0, -1.0), (COLUMNS - 1, 1.0)):
+        for at, end, height in outline.ear:
+            row = round(at * (ROWS - 1))
+            rows.append(row)
+            columns.append(edge)
+            start = float(top[edge] + length_VU[row, edge])
+            lines.append(_line(float(angle_VU[row, edge]), start, sign * float(np.radians(end)), height))
     return _Cut(
-        v_V=v,
         top_U=top,
-        bottom_U=bottom,
-        angle_VU=side[:, None] * u,
-        map_RQ4=tent,
-        loop_v=tuple(round(at * (ROWS - 1)) for at, *_ in outline.ear),
-        loop_end=tuple((float(np.radians(angle)), height) for _, angle, height in outline.ear),
+        length_VU=length_VU,
+        angle_VU=angle_VU,
+        map_RQ4=_tent(kind, wearing),
+        loops_NL3=np.array(lines).reshape(-1, LOOP_POINTS, 3),
+        loop_start=(rows, columns),
     )
 
 
@@ -263,19 +271,17 @@ def _section_hull(reach: Array, around: Array) -> Array:
         kept.append(i)
     # Between two kept points the hull is a straight line: 1 / r is linear in cosine and sine of the angle.
     result = reach.copy()
-    for a, b in zip(kept[:-1], kept[1:], strict=True):
+    for a, b in pairwise(kept):
         inner = slice(a + 1, b)
         dx, dz = x[b] - x[a], z[b] - z[a]
         result[inner] = (x[a] * dz - z[a] * dx) / (np.sin(around[inner]) * dz - np.cos(around[inner]) * dx)
     return result
 
 
-def _line(angle: float, height: float, end_angle: float, end_height: float, side: int) -> Array:
+def _line(angle: float, height: float, end_angle: float, end_height: float) -> Array:
     """(L, 3): along the skin from the mask's edge to the ear."""
-    if side == 0:
-        end_angle = -end_angle
-    t = np.linspace(0, 1, LOOP_POINTS)
-    around, heights = angle + (end_angle - angle) * t, height + (end_height - height) * t
+    along = np.linspace(0, 1, LOOP_POINTS)
+    around, heights = angle + (end_angle - angle) * along, height + (end_height - height) * along
     row = ((heights - HEIGHT_MM[0]) / HEIGHT_MM[2]).astype(np.float32)[None]
     column = ((np.degrees(around) - ANGLE_DEG[0]) / ANGLE_DEG[2]).astype(np.float32)[None]
     reach = cv2.remap(_skin(), column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0] + 2.0
