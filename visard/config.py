@@ -185,6 +185,8 @@ class RunConfig:
     micro_batches: int = 1
     """Parts into which each process divides its images of a step, so that the activations of one part fit: the same
     gradient, but batch norm normalises by the part."""
+    freeze_bn: bool = False
+    """Batch norm uses its running statistics in training too and leaves them as they are; its weights still learn."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast type of the backbone; the head stays in float32."""

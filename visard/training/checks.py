@@ -18,6 +18,7 @@ from visard.console import Answer, progress
 from visard.data.dataset import FaceDataset
 from visard.errors import UserError
 from visard.records import Batch
+from visard.training.batch_norm import train_mode
 from visard.training.build import Parts, build_parts, numerics
 from visard.training.loop import process_device
 from visard.training.schedule import peak_rate
@@ -44,7 +45,7 @@ def overfit_batch(recipe: Recipe, dataset: FaceDataset) -> Answer:
         numerics(recipe, parts.state.float32_matmul),
         progress("overfit one batch", OVERFIT_STEPS, "steps", quiet=not dist.is_main()) as bar,
     ):
-        parts.model.train()
+        train_mode(parts.model, freeze_bn=recipe.run.freeze_bn)
         for step in range(1, OVERFIT_STEPS + 1):
             numbers = train_step(parts, batch, lr)
             parts.state.step += 1
@@ -81,7 +82,7 @@ def profile(recipe: Recipe, dataset: FaceDataset) -> Answer:
         activities.append(ProfilerActivity.CUDA)
     folder = recipe.run.out / "profile"
     with numerics(recipe, parts.state.float32_matmul):
-        parts.model.train()
+        train_mode(parts.model, freeze_bn=recipe.run.freeze_bn)
         _steps(parts, batches, lr, PROFILE_WARMUP)
         started = time.perf_counter()
         _steps(parts, batches, lr, PROFILE_STEPS)

@@ -24,10 +24,10 @@ from visard.data.transforms import Augment
 from visard.device import choose_device, keep_freed_memory
 from visard.errors import Interrupted, UserError
 from visard.runtime import Embedder, embedder_of
+from visard.training.batch_norm import train_mode
 from visard.training.build import Parts, build_parts, numerics
 from visard.training.interrupt import Interrupt, listening
 from visard.training.logs import Meters, RunLog, Stopwatch, require_wandb
-from visard.training.parallel import share_buffers
 from visard.training.schedule import learning_rate, peak_rate, total_steps
 from visard.training.step import train_step
 from visard.training.teacher import AtSize
@@ -112,7 +112,7 @@ class _Loop:
         parts, state, schedule = self.parts, self.parts.state, self.parts.recipe.schedule
         peak = peak_rate(schedule, parts.recipe.optim.lr, parts.recipe.run.batch_global)
         watch, stopwatch = Watch(), Stopwatch()
-        parts.model.train()
+        train_mode(parts.model, freeze_bn=parts.recipe.run.freeze_bn)
         parts.state.head.train()
         while state.step < self.total:
             stopwatch.start()
@@ -163,7 +163,6 @@ class _Loop:
         """Scores the network, in all processes together. Returns whether it is the best so far."""
         assert self.evaluate is not None
         state = self.parts.state
-        share_buffers(state.backbone)
         metrics = dist.broadcast_object(self.evaluate(embedder_of(state.backbone, self.parts.spec)))
         self.log.record("val", state.step, self._epoch(), metrics)
         if metrics["score"] < state.best_score:
@@ -173,7 +172,6 @@ class _Loop:
 
     def _save(self) -> None:
         parts, state = self.parts, self.parts.state
-        share_buffers(state.backbone)
         numbers = {**state.numbers(), "meters": self.meters.state_dict()}
         checkpoint.save(
             parts.recipe.run.out,

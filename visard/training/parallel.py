@@ -6,9 +6,7 @@ The loss is every process's share of the mean over the global batch, so the sum 
 of the mean. DistributedDataParallel divides by the number of processes; its communication hook is replaced by one that
 does not.
 
-Batch norm: each process normalises by the statistics of its own share (as arcface_torch does), hence k processes x N
-images differ from one x kN there. The running statistics are rank 0's: DDP sends its buffers to all others before each
-forward pass, evaluation and checkpoints use them, and they are the same bits after a resume.
+Buffers are rank 0's at the start; see `batch_norm.py` for what becomes of running statistics.
 """
 
 # No `from __future__ import annotations`: DDP compares the hook's annotations with its own types.
@@ -30,8 +28,13 @@ def distribute(backbone: nn.Module, head: Head, device: torch.device) -> nn.Modu
         return backbone
     for parameter in head.replicated_parameters():
         dist.broadcast_tensor(parameter.data)
+    for buffer in backbone.buffers():
+        dist.broadcast_tensor(buffer)
     wrapped = DistributedDataParallel(
-        backbone, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True
+        backbone,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
     )
     wrapped.register_comm_hook(None, _sum_over_processes)
     return wrapped
@@ -44,15 +47,6 @@ def sum_head_gradients(head: Head) -> None:
     for parameter in head.replicated_parameters():
         if parameter.grad is not None:
             dist.all_reduce_sum(parameter.grad)
-
-
-def share_buffers(backbone: nn.Module) -> None:
-    """Rank 0's batch-norm statistics on every process, as DDP will do before its next forward pass.
-
-    A checkpoint's replicated tensors are written by whichever process is least busy: they must be the same on all.
-    """
-    for buffer in backbone.buffers():
-        dist.broadcast_tensor(buffer)
 
 
 def _sum_over_processes(state: None, bucket: td.GradBucket) -> torch.futures.Future[torch.Tensor]:

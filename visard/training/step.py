@@ -21,6 +21,7 @@ from torch.profiler import record_function
 
 from visard import dist
 from visard.records import Batch
+from visard.training.batch_norm import average_statistics
 from visard.training.build import AUTOCAST, Parts
 from visard.training.optim import square_of
 from visard.training.parallel import sum_head_gradients
@@ -74,6 +75,7 @@ def train_step(parts: Parts, batch: Batch, lr: float, *, stop: bool = False) -> 
             logs[name] = logs[name] + share if name in logs else share
     with record_function("visard/backward"):
         sum_head_gradients(state.head)
+        average_statistics(state.backbone)
     with record_function("visard/optimizer"):
         rows = {f"head.{name}": grad for name, grad in state.head.row_gradients().items()}
         squares = [square_of(rows)] if rows else []
