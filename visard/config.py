@@ -13,6 +13,8 @@ from typing import Literal
 
 from visard.config_augment import AugmentConfig
 from visard.config_backbones import BackboneConfig as BackboneConfig
+from visard.config_backbones import Checkpointing as Checkpointing
+from visard.config_backbones import ExpertsConfig as ExpertsConfig
 from visard.config_backbones import IRConfig as IRConfig
 from visard.config_backbones import IResNetConfig as IResNetConfig
 from visard.config_backbones import MobileFaceNetConfig as MobileFaceNetConfig
@@ -190,6 +192,9 @@ class RunConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast type of the backbone; the head stays in float32."""
+    checkpointing: Checkpointing = "none"
+    """Gradient checkpointing: what is computed again in the backward pass instead of being kept; same results, less
+    memory, up to a third more time. "segment" keeps least of a deep stage."""
     channels_last: bool = True
     float32_matmul: Literal["auto", "highest", "high", "medium"] = "auto"
     """"auto" takes "medium" on a CPU where a start-up self-test shows that it stays float32 and is faster, else

@@ -10,6 +10,9 @@ from typing import Literal
 
 from visard.errors import UserError
 
+Checkpointing = Literal["none", "stage", "segment", "block"]
+"""How much of a network is computed again in the backward pass; `visard.backbones.recompute` explains each."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class IResNetConfig:
@@ -23,17 +26,39 @@ class IResNetConfig:
     embedding_dim: int = 512
     input_size: int = 112
     dropout: float = 0.0
+    init: Literal["arcface", "zero", "depth"] = "arcface"
+    """First weights: arcface_torch's, with which a network of 100 blocks and more overflows where it is evaluated
+    before it is trained; blocks that begin as their shortcut (arXiv:1706.02677); or scaled by depth (docs/networks.md).
+    """
+    norm_momentum: float = 0.1
+    """Part of a batch's statistics in the batch norms' running ones."""
+    norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        _check(
-            len(self.blocks) == 4 and min(self.blocks) >= 1,
-            f"backbone.blocks is {self.blocks}; four numbers of at least 1",
-        )
-        _check(
-            self.width >= 1 and self.embedding_dim >= 1, "backbone.width and backbone.embedding_dim must be at least 1"
-        )
-        _check(self.input_size >= 16, f"backbone.input_size is {self.input_size} px; at least 16")
-        _check(0 <= self.dropout < 1, f"backbone.dropout is {self.dropout}; use 0 to below 1")
+        _check_iresnet(self)
+        _check(0 < self.norm_momentum <= 1, f"backbone.norm_momentum is {self.norm_momentum}; use above 0 to 1")
+        _check(self.norm_eps > 0, f"backbone.norm_eps is {self.norm_eps}; it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """IResNet whose last stage exists several times, weighed by a gate that sees the face (BigFace's first round)."""
+
+    kind: Literal["experts"] = "experts"
+    experts: int = 2
+    """Last stages with an embedding layer each; every image passes all of them."""
+    blocks: tuple[int, int, int, int] = (3, 4, 14, 3)
+    """As IResNet's; the last number is that of each expert."""
+    width: int = 64
+    embedding_dim: int = 512
+    input_size: int = 112
+    dropout: float = 0.0
+    init: Literal["arcface", "zero", "depth"] = "arcface"
+    """As IResNet's."""
+
+    def __post_init__(self) -> None:
+        _check(self.experts >= 2, f"backbone.experts is {self.experts}; at least 2 (one is an iresnet)")
+        _check_iresnet(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,18 +166,22 @@ class IRConfig:
     dropout: float = 0.4
 
     def __post_init__(self) -> None:
-        _check(
-            len(self.blocks) == 4 and min(self.blocks) >= 1,
-            f"backbone.blocks is {self.blocks}; four numbers of at least 1",
-        )
-        _check(
-            self.width >= 1 and self.embedding_dim >= 1, "backbone.width and backbone.embedding_dim must be at least 1"
-        )
-        _check(self.input_size >= 16, f"backbone.input_size is {self.input_size} px; at least 16")
-        _check(0 <= self.dropout < 1, f"backbone.dropout is {self.dropout}; use 0 to below 1")
+        _check_iresnet(self)
 
 
-BackboneConfig = IResNetConfig | MobileFaceNetConfig | ViTConfig | ResNetConfig | IRConfig
+BackboneConfig = IResNetConfig | MobileFaceNetConfig | ViTConfig | ResNetConfig | IRConfig | ExpertsConfig
+
+
+def _check_iresnet(config: IResNetConfig | IRConfig | ExpertsConfig) -> None:
+    _check(
+        len(config.blocks) == 4 and min(config.blocks) >= 1,
+        f"backbone.blocks is {config.blocks}; four numbers of at least 1",
+    )
+    _check(
+        config.width >= 1 and config.embedding_dim >= 1, "backbone.width and backbone.embedding_dim must be at least 1"
+    )
+    _check(config.input_size >= 16, f"backbone.input_size is {config.input_size} px; at least 16")
+    _check(0 <= config.dropout < 1, f"backbone.dropout is {config.dropout}; use 0 to below 1")
 
 
 def _check(condition: bool, message: str) -> None:

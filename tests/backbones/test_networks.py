@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +10,10 @@ import torch
 from torch import nn
 
 from visard.backbones import KINDS, build, config_from_dict
+from visard.backbones.named import NETWORKS, network
 from visard.config import (
     BackboneConfig,
+    ExpertsConfig,
     IRConfig,
     IResNetConfig,
     MobileFaceNetConfig,
@@ -22,45 +22,54 @@ from visard.config import (
     to_dict,
 )
 from visard.deploy.macs import count_macs, count_parameters
+from visard.deploy.networks import markdown, size_of
 from visard.errors import UserError
 
-# name: configuration at its own size, parameters and multiply-adds, to the last one; PUBLISHED must agree with them.
-TABLE: dict[str, tuple[BackboneConfig, int, int]] = {
-    "iresnet18": (IResNetConfig(blocks=(2, 2, 2, 2)), 24_025_600, 2_609_954_816),
-    "iresnet34": (IResNetConfig(blocks=(3, 4, 6, 3)), 34_139_328, 4_459_642_880),
-    "iresnet50": (IResNetConfig(blocks=(3, 4, 14, 3)), 43_590_848, 6_309_330_944),
-    "iresnet100": (IResNetConfig(blocks=(3, 13, 30, 3)), 65_156_160, 12_089_606_144),
-    "iresnet200": (IResNetConfig(blocks=(6, 26, 60, 6)), 118_833_920, 23_418_945_536),
-    "mobilefacenet, MarginDistillation": (MobileFaceNetConfig(activation="relu"), 1_192_960, 221_161_984),
-    "mobilefacenet, BroadFace": (MobileFaceNetConfig(blocks=(2, 8, 16, 4), embedding_dim=128), 1_930_240, 468_759_552),
-    "mobilefacenet, y1": (MobileFaceNetConfig(embedding_dim=128, norm_eps=1e-3), 1_003_136, 220_965_376),
-    "vit-t": (ViTConfig(), 19_137_792, 1_504_882_688),
-    "vit-s": (ViTConfig(width=512), 76_023_296, 5_746_548_736),
-    "vit-b": (ViTConfig(width=512, depth=24), 113_833_472, 11_437_170_688),
-    "vit-l": (ViTConfig(width=768, depth=24), 255_684_352, 25_337_794_560),
-    "ir18": (IRConfig(blocks=(2, 2, 2, 2)), 24_020_352, 2_597_109_760),
-    "ir50": (IRConfig(), 43_585_600, 6_296_485_888),
-    "ir101": (IRConfig(blocks=(3, 13, 30, 3)), 65_150_912, 12_076_761_088),
-    "resnet18": (ResNetConfig(block="basic", blocks=(2, 2, 2, 2), embedding_dim=1000), 11_689_512, 1_814_073_344),
-    "resnet34": (ResNetConfig(block="basic", embedding_dim=1000), 21_797_672, 3_663_761_408),
-    "resnet50": (ResNetConfig(embedding_dim=1000), 25_557_032, 4_089_184_256),
-    "resnet101": (ResNetConfig(blocks=(3, 4, 23, 3), embedding_dim=1000), 44_549_160, 7_801_405_440),
+# name: parameters and multiply-adds, to the last one; PUBLISHED must agree with them.
+TABLE: dict[str, tuple[int, int]] = {
+    "r18": (24_025_600, 2_609_954_816),
+    "r34": (34_139_328, 4_459_642_880),
+    "r50": (43_590_848, 6_309_330_944),
+    "r100": (65_156_160, 12_089_606_144),
+    "r120": (76_970_560, 14_401_716_224),
+    "r140": (87_013_696, 16_713_826_304),
+    "r200": (118_833_920, 23_418_945_536),
+    "r240": (137_229_376, 28_274_376_704),
+    "r600": (306_490_816, 69_198_725_120),
+    "r1200": (654_429_376, 139_024_449_536),
+    "r50_experts": (69_557_442, 7_137_837_568),
+    "mobilefacenet": (1_192_960, 221_161_984),
+    "mobilefacenet_broadface": (1_930_240, 468_759_552),
+    "mobilefacenet_y1": (1_003_136, 220_965_376),
+    "vit_t": (19_137_792, 1_504_882_688),
+    "vit_s": (76_023_296, 5_746_548_736),
+    "vit_b": (113_833_472, 11_437_170_688),
+    "vit_l": (255_684_352, 25_337_794_560),
+    "ir18": (24_020_352, 2_597_109_760),
+    "ir50": (43_585_600, 6_296_485_888),
+    "ir101": (65_150_912, 12_076_761_088),
+    "resnet18": (11_689_512, 1_814_073_344),
+    "resnet34": (21_797_672, 3_663_761_408),
+    "resnet50": (25_557_032, 4_089_184_256),
+    "resnet101": (44_549_160, 7_801_405_440),
 }
 
 # name: (millions of parameters, billions of multiply-adds), each with half a unit of its last digit; None = not given.
 PUBLISHED: dict[str, tuple[tuple[float, float] | None, tuple[float, float]]] = {
     # Towards Large-scale Masked Face Recognition counts multiply-adds, and a little more than ours: the batch norms.
-    "iresnet50": ((43.6, 0.05), (6.32, 0.02)),
+    "r50": ((43.6, 0.05), (6.32, 0.02)),
+    # BigFace's slides.
+    "r240": ((137.2, 0.05), (28.3, 0.05)),
     # MarginDistillation's 24.2 and 0.44, and BroadFace's 0.9, count 2 a multiply-add.
-    "iresnet100": ((65.2, 0.05), (24.2 / 2, 0.05 / 2)),
-    "mobilefacenet, MarginDistillation": ((1.19, 0.005), (0.44 / 2, 0.005 / 2)),
-    "mobilefacenet, BroadFace": (None, (0.9 / 2, 0.05 / 2)),
-    "mobilefacenet, y1": ((1.0, 0.005), (0.44 / 2, 0.005 / 2)),
+    "r100": ((65.2, 0.05), (24.2 / 2, 0.05 / 2)),
+    "mobilefacenet": ((1.19, 0.005), (0.44 / 2, 0.005 / 2)),
+    "mobilefacenet_broadface": (None, (0.9 / 2, 0.05 / 2)),
+    "mobilefacenet_y1": ((1.0, 0.005), (0.44 / 2, 0.005 / 2)),
     # arcface_torch's table of vision transformers: multiply-adds, the products of the attention included.
-    "vit-t": (None, (1.5, 0.05)),
-    "vit-s": (None, (5.7, 0.05)),
-    "vit-b": (None, (11.4, 0.05)),
-    "vit-l": (None, (25.3, 0.05)),
+    "vit_t": (None, (1.5, 0.05)),
+    "vit_s": (None, (5.7, 0.05)),
+    "vit_b": (None, (11.4, 0.05)),
+    "vit_l": (None, (25.3, 0.05)),
     # torchvision states its networks' parameters to the last one: with ImageNet's 1000 outputs they must be these.
     "resnet18": ((11.689512, 1e-9), (1.81, 0.005)),
     "resnet34": ((21.797672, 1e-9), (3.66, 0.005)),
@@ -80,25 +89,34 @@ TINY: dict[str, BackboneConfig] = {
     "resnet": ResNetConfig(blocks=(1, 2, 1, 1), width=4, embedding_dim=16, input_size=112),
     "resnet basic": ResNetConfig(block="basic", blocks=(1, 1, 1, 1), width=4, embedding_dim=16, input_size=112),
     "ir": IRConfig(blocks=(1, 2, 1, 1), width=4, embedding_dim=16, dropout=0),
+    "iresnet by depth": IResNetConfig(blocks=(1, 2, 1, 1), width=4, embedding_dim=16, init="depth"),
+    "experts": ExpertsConfig(blocks=(1, 1, 1, 1), width=4, embedding_dim=16, experts=3),
 }
 
 # Parameters that keep their first value, by the kind of network.
-FIXED = {"iresnet": ["features.weight"], "mobilefacenet": ["norm.weight"]}
+FIXED = {
+    "iresnet": ["features.weight"],
+    "mobilefacenet": ["norm.weight"],
+    "experts": [f"experts.{expert}.features.weight" for expert in range(3)],
+}
 
 tiny = pytest.mark.parametrize("config", TINY.values(), ids=TINY.keys())
 
 
-@pytest.mark.parametrize(("config", "parameters", "macs"), TABLE.values(), ids=TABLE.keys())
-def test_published_size(config: BackboneConfig, parameters: int, macs: int) -> None:
-    with torch.device("meta"):
-        module = build(config)
-    assert count_parameters(module) == parameters
-    assert count_macs(module, config.input_size) == macs
+@pytest.mark.parametrize("name", NETWORKS)
+def test_size(name: str) -> None:
+    assert size_of(network(name)) == TABLE[name]
+
+
+def test_every_network_by_name_has_its_size() -> None:
+    assert list(NETWORKS) == list(TABLE)
+    with pytest.raises(UserError, match=r"'r24' is unknown; did you mean r240\?"):
+        network("r24")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_agrees_with_the_papers(name: str) -> None:
-    _, parameters, macs = TABLE[name]
+    parameters, macs = TABLE[name]
     published_parameters, published_macs = PUBLISHED[name]
     if published_parameters is not None:
         assert parameters / 1e6 == pytest.approx(published_parameters[0], abs=published_parameters[1])
@@ -175,7 +193,7 @@ def test_the_same_seed_gives_the_same_network(config: BackboneConfig) -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-@pytest.mark.parametrize("config", [config for config, _, _ in TABLE.values()], ids=TABLE.keys())
+@pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
 def test_configuration_survives_json(config: BackboneConfig) -> None:
     assert config_from_dict(to_dict(config), where="spec.json") == config
 
@@ -183,7 +201,7 @@ def test_configuration_survives_json(config: BackboneConfig) -> None:
 def test_unknown_kind_is_named() -> None:
     with pytest.raises(UserError, match=r"spec\.json.*'resnext'.*iresnet"):
         config_from_dict({"kind": "resnext"}, where="spec.json")
-    assert set(KINDS) == {"iresnet", "mobilefacenet", "vit", "resnet", "ir"}
+    assert set(KINDS) == {"iresnet", "mobilefacenet", "vit", "resnet", "ir", "experts"}
 
 
 def test_iresnet18_has_arcface_torchs_keys_and_shapes() -> None:
@@ -280,12 +298,4 @@ def test_multiply_adds_by_hand() -> None:
 
 def test_the_documented_table_is_the_codes() -> None:
     text = (Path(__file__).parents[2] / "docs" / "networks.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ([^|]+) \| `(\w+)\((.*)\)` \| ([\d.]+) M \| ([\d.]+) G \|$", text, re.MULTILINE)
-    assert len(rows) == len(TABLE)
-    for (name, kind, arguments, parameters_m, macs_g), (config, parameters, macs) in zip(
-        rows, TABLE.values(), strict=True
-    ):
-        fields = {key: ast.literal_eval(value) for key, value in re.findall(r"(\w+)=(\([^)]*\)|[^,]+)", arguments)}
-        assert type(config).__name__ == kind
-        assert type(config)(**fields) == config
-        assert (parameters_m, macs_g) == (f"{parameters / 1e6:.2f}", f"{macs / 1e9:.2f}"), name
+    assert markdown(NETWORKS, TABLE) in text

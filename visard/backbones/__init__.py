@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from visard.backbones.experts import IResNetExperts
 from visard.backbones.ir import IR
 from visard.backbones.iresnet import IResNet
 from visard.backbones.mobilefacenet import MobileFaceNet
@@ -18,6 +19,7 @@ from visard.backbones.resnet import ResNet
 from visard.backbones.vit import VisionTransformer
 from visard.config import (
     BackboneConfig,
+    ExpertsConfig,
     IRConfig,
     IResNetConfig,
     MobileFaceNetConfig,
@@ -34,6 +36,7 @@ KINDS: dict[str, tuple[type[BackboneConfig], Callable[..., nn.Module]]] = {
     "vit": (ViTConfig, VisionTransformer),
     "resnet": (ResNetConfig, ResNet),
     "ir": (IRConfig, IR),
+    "experts": (ExpertsConfig, IResNetExperts),
 }
 
 

@@ -9,14 +9,17 @@ Source: Kim et al., AdaFace, arXiv:2204.00964, after face.evoLVe's IR networks; 
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 
 from visard.backbones.iresnet import NORM_EPS, float32_embedding
 from visard.backbones.prelu import PReLU
+from visard.backbones.recompute import Recomputing
 from visard.config import IRConfig
 
 
-class IR(nn.Module):
+class IR(Recomputing):
     """Stem, four stages that each halve the map, batch norm, dropout, a linear layer, batch norm without weights."""
 
     def __init__(self, config: IRConfig) -> None:
@@ -44,6 +47,7 @@ class IR(nn.Module):
                 blocks.append(IRBlock(channels_in, channels, stride=2 if step == 0 else 1))
                 channels_in = channels
         self.body = nn.Sequential(*blocks)
+        self.blocks = config.blocks
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -52,7 +56,9 @@ class IR(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float32 normalised -> (B, D) float32, not normalised."""
-        x = self.body(self.input_layer(images))
+        x, blocks = self.input_layer(images), iter(self.body)
+        for count in self.blocks:
+            x = self.through(list(itertools.islice(blocks, count)), x)
         norm, dropout, flatten, linear, last = self.output_layer
         assert isinstance(linear, nn.Linear)
         assert isinstance(last, nn.BatchNorm1d)

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from visard.backbones.iresnet import float32_embedding
 from visard.backbones.prelu import PReLU
+from visard.backbones.recompute import Recomputing
 from visard.config import MobileFaceNetConfig
 
 EMBEDDING_NORM_EPS = 2e-5
 
 
-class MobileFaceNet(nn.Module):
+class MobileFaceNet(Recomputing):
     """Stem, four stages of inverted bottlenecks, 1x1 expansion, global depth-wise convolution, linear layer, norm."""
 
     def __init__(self, config: MobileFaceNetConfig) -> None:
@@ -65,10 +66,12 @@ class MobileFaceNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float32 normalised -> (B, D) float32, not normalised."""
-        x = self.stage1(self.stem(images))
-        x = self.stage2(self.down2(x))
-        x = self.stage3(self.down3(x))
-        x = self.stage4(self.down4(x))
+        lone = (
+            isinstance(self.stage1, nn.Sequential) and bool(len(self.stage1)) and isinstance(self.stage1[0], nn.Conv2d)
+        )
+        x = self.through([self.stage1] if lone else self.stage1, self.stem(images))
+        for down, blocks in ((self.down2, self.stage2), (self.down3, self.stage3), (self.down4, self.stage4)):
+            x = self.through([down, *blocks], x)
         x = self.pool(self.expand(x))
         return float32_embedding(self.linear, self.norm, torch.flatten(x, 1))
 

@@ -145,7 +145,7 @@ def started_config(found: BackboneConfig, wanted: BackboneConfig) -> BackboneCon
     """
     if isinstance(found, ResNetConfig):
         return replace(found, input_size=wanted.input_size, embedding_dim=wanted.embedding_dim)
-    kept = ("dropout", "drop_path", "mask_ratio", "checkpointing", "heads")
+    kept = ("dropout", "drop_path", "mask_ratio", "checkpointing", "heads", "init", "norm_momentum")
     same = found.kind == wanted.kind
     return replace(found, **{name: getattr(wanted, name) for name in kept if same and hasattr(wanted, name)})
 

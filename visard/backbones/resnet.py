@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from visard.backbones.recompute import Recomputing
 from visard.config import ResNetConfig
 
 
-class ResNet(nn.Module):
+class ResNet(Recomputing):
     """7x7 stem and pooling (a quarter of the size), four stages, average, linear layer."""
 
     def __init__(self, config: ResNetConfig) -> None:
@@ -42,7 +43,8 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float32 normalised -> (B, D) float32, not normalised."""
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, stride=2, padding=1)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = self.through(layer, x)
         x = x.mean((2, 3))
         device = x.device.type
         # Parameter counts are taken on the meta device, which knows no autocast.

@@ -16,28 +16,29 @@ import contextlib
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.checkpoint import checkpoint
 
+from visard.backbones.recompute import Recomputing
 from visard.config import ViTConfig
 
 FEATURE_NORM_EPS = 2e-5
 INIT_STD = 0.02
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Recomputing):
     """Patches to tokens, `depth` blocks, layer norm, then a linear map of all tokens together."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         tokens = (config.input_size // config.patch) ** 2
         self.mask_ratio = config.mask_ratio
-        self.checkpointing = config.checkpointing
+        if config.checkpointing:
+            self.checkpointing = "block"
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, config.width))
         # Kept without masking, too, because its name belongs to the layout; DDP wants no parameter without a gradient.
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width), requires_grad=config.mask_ratio > 0)
         self.patch_embed = PatchEmbedding(config.patch, config.width)
         skips = [config.drop_path * index / max(1, config.depth - 1) for index in range(config.depth)]
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio, skip) for skip in skips)
+        self.blocks = nn.Sequential(*(Block(config.width, config.heads, config.mlp_ratio, skip) for skip in skips))
         self.norm = nn.LayerNorm(config.width)
         self.feature = nn.Sequential(
             nn.Linear(config.width * tokens, config.width, bias=False),
@@ -59,11 +60,7 @@ class VisionTransformer(nn.Module):
         masked = self.training and self.mask_ratio > 0
         if masked:
             x_BNC, places_BN = keep_some(x_BNC, self.mask_ratio)
-        for block in self.blocks:
-            if self.checkpointing and self.training and torch.is_grad_enabled():
-                x_BNC = checkpoint(block, x_BNC, use_reentrant=False)
-            else:
-                x_BNC = block(x_BNC)
+        x_BNC = self.through(self.blocks, x_BNC)
         with _without_autocast(x_BNC):
             x_BNC = self.norm(x_BNC.float())
             if masked:

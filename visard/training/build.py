@@ -16,6 +16,7 @@ from torch import nn
 
 from visard import dist
 from visard.backbones import build
+from visard.backbones.recompute import set_checkpointing
 from visard.config import Recipe
 from visard.data.augment import in_order
 from visard.data.dataset import FaceDataset
@@ -100,6 +101,7 @@ def build_parts(
         )
     torch.manual_seed(recipe.run.seed)
     backbone = build(recipe.backbone)
+    set_checkpointing(backbone, recipe.run.checkpointing)
     head: Head = build_head(len(dataset.identities), recipe.backbone.embedding_dim, recipe.head, device)
     teacher = open_teacher(recipe, dataset, device, at_size)
     if recipe.distill.method != "none":
