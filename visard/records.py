@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 UInt8Array = NDArray[np.uint8]
 Float32Array = NDArray[np.float32]
 Int64Array = NDArray[np.int64]
+
+Levels = float | tuple[float, float, float]
+"""A grey level for all channels, or one each of red, green and blue."""
+
+Framing = Literal["crop", "photograph"]
+"""Whether images are crops, square and used whole, or photographs of any shape of which a part is used."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +141,11 @@ class ModelSpec:
         backbone: the backbone's configuration as JSON with its "kind"; {"kind": "onnx"} for a frozen graph.
         input_size: S, pixels; crops are S x S.
         embedding_dim: D.
-        template: the landmark template that crops are aligned to ("arcface": the 112 px five points scaled to S).
+        template: the landmark template that crops are aligned to ("arcface": the 112 px five points scaled to S);
+            "none": photographs of any shape, scaled and cut to their centre.
         colour: order of the channels the network was trained on, "RGB" or "BGR".
-        mean: grey level subtracted (0..255), all channels.
-        std: grey level divided by.
+        mean: grey level subtracted (0..255): one for all channels, or one each of red, green and blue.
+        std: grey level divided by, likewise.
         origin: where the weights come from, for people.
         visard: version that wrote the file.
     """
@@ -148,8 +155,8 @@ class ModelSpec:
     embedding_dim: int
     template: str = "arcface"
     colour: str = "RGB"
-    mean: float = 127.5
-    std: float = 127.5
+    mean: Levels = 127.5
+    std: Levels = 127.5
     origin: str = ""
     visard: str = ""
 
@@ -158,10 +165,28 @@ class ModelSpec:
             raise UserError(f"spec: input_size is {self.input_size} px; at least 16 is needed")
         if self.colour not in ("RGB", "BGR"):
             raise UserError(f"spec: colour is {self.colour!r}; use 'RGB' or 'BGR'")
-        if self.std <= 0:
+        for name in ("mean", "std"):  # JSON knows no tuples
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        if min(_each(self.std)) <= 0:
             raise UserError(f"spec: std is {self.std}; it must be above 0")
-        if self.template != "arcface":
-            raise UserError(f"spec: template {self.template!r} is unknown; 'arcface' is supported")
+        if self.template not in ("arcface", "none"):
+            raise UserError(f"spec: template {self.template!r} is unknown; 'arcface' and 'none' are supported")
+
+    @property
+    def framing(self) -> Framing:
+        """What is embedded of an image: all of it, which is a crop, or a photograph's centre."""
+        return "photograph" if self.template == "none" else "crop"
+
+    @property
+    def contract(self) -> str:
+        """What the network is given, for people: "112 px RGB crops, (x - 127.5) / 127.5"."""
+        what = "crops" if self.framing == "crop" else "centres of photographs"
+        mean, std = (
+            " ".join(f"{level:g}" for level in (levels if isinstance(levels, tuple) else (levels,)))
+            for levels in (self.mean, self.std)
+        )
+        return f"{self.input_size} px {self.colour} {what}, (x - {mean}) / {std}"
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32, channels-last in memory: (x - mean) / std in the network's
@@ -171,7 +196,15 @@ class ModelSpec:
         pixels = images.permute(0, 3, 1, 2)
         if self.colour == "BGR":
             pixels = pixels.flip(1)
-        return pixels.to(torch.float32).sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
+        pixels = pixels.to(torch.float32)
+        if isinstance(self.mean, float) and isinstance(self.std, float):
+            pixels.sub_(self.mean).div_(self.std)
+        else:  # by numbers of the host: a tensor of them would be copied to the device in every step
+            means, stds = _each(self.mean), _each(self.std)
+            for channel in range(3):
+                primary = 2 - channel if self.colour == "BGR" else channel
+                pixels[:, channel].sub_(means[primary]).div_(stds[primary])
+        return pixels.contiguous(memory_format=torch.channels_last)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
@@ -191,6 +224,11 @@ class ModelSpec:
     def hash(self) -> str:
         """12 hexadecimal digits that name this spec in results."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+def _each(levels: Levels) -> tuple[float, float, float]:
+    """Of red, green and blue."""
+    return levels if isinstance(levels, tuple) else (levels, levels, levels)
 
 
 @dataclass(frozen=True)

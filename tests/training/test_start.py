@@ -15,6 +15,7 @@ from visard.deploy.importing import ImportConfig
 from visard.deploy.importing import main as import_main
 from visard.errors import UserError
 from visard.recipes.train import parse
+from visard.runtime import load
 from visard.training.loop import train
 
 RESNET = ResNetConfig(blocks=(1, 1, 1, 1), width=4, embedding_dim=16, input_size=32)
@@ -44,6 +45,18 @@ def test_torchvisions_weights_start_a_run(tmp_path: Path) -> None:
     count = len(pretrained)
     assert f"{count - 2} of {count} tensors from {tmp_path / 'resnet.pth'}; new are fc.weight, fc.bias" in log
     assert "all 6 class centres are new" in log
+    assert "input 32 px RGB crops, (x - 127.5) / 127.5" in log  # 10 classes: whose, nobody knows
+
+
+def test_a_classifier_of_imagenet_brings_its_preprocessing(tmp_path: Path) -> None:
+    """1000 classes: mean and deviation by channel go into the spec of every checkpoint, and the network is fed so."""
+    pretrained = layouts.random_state(layouts.resnet_layout((1, 1, 1, 1), 4, 1000, bottleneck=True))
+    torch.save(pretrained, tmp_path / "resnet.pth")
+    run = train(of_resnet(tmp_path / "run", tmp_path / "resnet.pth"), PaintedFaces(size=32))
+    log = (run / "log.txt").read_text()
+    assert "new are fc.weight, fc.bias; input 32 px RGB crops, (x - 123.675 116.28 103.53) / 58.395 57.12 57.375" in log
+    spec = load(run, "cpu").spec
+    assert (spec.mean, spec.std) == ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
 def test_the_file_gives_the_network_and_the_recipe_its_size(tmp_path: Path) -> None:

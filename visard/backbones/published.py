@@ -37,6 +37,12 @@ EMBEDDING_LAYERS: dict[str, tuple[str, ...]] = {
 }
 """The layers that make the embedding, by kind: what a start from weights for another purpose may leave new."""
 
+IMAGENET_CLASSES = 1000
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+"""Grey levels of red, green and blue: torchvision's (0.485, 0.456, 0.406) times 255."""
+IMAGENET_STD = (58.395, 57.12, 57.375)
+"""(0.229, 0.224, 0.225) times 255."""
+
 # What wraps a whole network's names, by who wrote the file: DataParallel, AdaFace's and CVLface's training.
 ADAFACE_WRAPPER = "model."
 WRAPPERS = ("module.", ADAFACE_WRAPPER, "net.")
@@ -161,6 +167,18 @@ def colour_of(kind: str, file: TorchFile) -> Literal["RGB", "BGR"]:
     """The order of colours in which the file's network was trained."""
     # AdaFace's training read images with OpenCV and never turned them round.
     return "BGR" if author(kind, file) == "AdaFace" else "RGB"
+
+
+def preprocessing_of(kind: str, file: TorchFile) -> dict[str, Any]:
+    """The fields of a `ModelSpec` that say what the file's network was trained on.
+
+    A ResNet of 1000 classes is a classifier of ImageNet, which torchvision trains on its mean and deviation by channel.
+    """
+    fields: dict[str, Any] = {"colour": colour_of(kind, file)}
+    bias = file.tensors.get("fc.bias")
+    if kind == "resnet" and bias is not None and len(bias) == IMAGENET_CLASSES:
+        fields |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return fields
 
 
 def check_fit(tensors: Mapping[str, Tensor], module: nn.Module, *, where: str) -> None:

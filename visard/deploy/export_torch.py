@@ -43,8 +43,7 @@ def export_torch(model: Path, out: Path) -> Answer:
     else:
         _write({"weight": centres}, beside)
     _write(state, out)
-    contract = f"{spec.input_size} px {spec.colour}, (x - {spec.mean:g}) / {spec.std:g}"
-    lines = [f"{out}: {len(state)} tensors in {LAYOUTS[kind]}'s names; its crops: {contract}"]
+    lines = [f"{out}: {len(state)} tensors in {LAYOUTS[kind]}'s names; its input: {spec.contract}"]
     if centres is not None:
         lines.append(f"{beside}: {len(centres)} class centres, a row a label")
     value = {"model": str(out), "layout": LAYOUTS[kind], "centres": 0 if centres is None else len(centres)}

@@ -16,7 +16,7 @@ import numpy as np
 
 from visard import __version__
 from visard.errors import FormatError, UserError
-from visard.records import Float32Array, ModelSpec
+from visard.records import Float32Array, Levels, ModelSpec
 from visard.runtime import ONNX_NAME, SPEC_NAME, load, read_spec
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ BATCHES = (1, 3)
 
 
 def import_onnx(
-    path: Path, out: Path, *, input_size: int, mean: float | None, std: float | None, colour: str | None
+    path: Path, out: Path, *, input_size: int, mean: Levels | None, std: Levels | None, colour: str | None
 ) -> tuple[ModelSpec, tuple[str, ...]]:
     """Writes the directory `out` if the graph gives finite vectors that depend on the image, the same at any batch.
 
@@ -109,8 +109,8 @@ def _input_size(path: Path, model: onnx.ModelProto, asked: int) -> int:
 
 @dataclass(frozen=True)
 class _Preprocessing:
-    mean: float
-    std: float
+    mean: Levels
+    std: Levels
     colour: str
 
 

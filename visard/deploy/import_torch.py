@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from visard.backbones import build
-from visard.backbones.published import TorchFile, author, check_fit, colour_of, config_of, read_torch_file
+from visard.backbones.published import TorchFile, author, check_fit, config_of, preprocessing_of, read_torch_file
 from visard.errors import FormatError, UserError
 from visard.records import ModelSpec
 from visard.runtime import spec_for
@@ -74,7 +74,7 @@ def import_torch(path: Path, *, input_size: int = 0, classes: int = 0) -> Import
     if author(config.kind, file) == "CVLface":
         notes.append("RGB is assumed; give --colour BGR if the color_space of the model's own configuration says so")
     origin = f"imported from {author(config.kind, file)}: {path.resolve().parent.name}/{path.name}"
-    spec = spec_for(config, origin=origin, colour=colour_of(config.kind, file))
+    spec = spec_for(config, origin=origin, **preprocessing_of(config.kind, file))
     return Imported(module=module, spec=spec, centres=centres, notes=tuple(notes))
 
 

@@ -21,7 +21,7 @@ from visard.deploy.import_onnx import import_onnx
 from visard.deploy.import_torch import Imported, import_torch
 from visard.deploy.macs import count_macs, count_parameters
 from visard.errors import UserError
-from visard.records import ModelSpec
+from visard.records import Levels, ModelSpec
 from visard.runtime import save_model
 
 EXPECTED = "an MXNet .params, a torch file (.pt, .pth, .ckpt, .safetensors), an .onnx, or the folder of one"
@@ -38,17 +38,18 @@ class ImportConfig:
     """Model directory to write; must not exist yet."""
     input_size: int = 0
     """Crop size in pixels where the weights leave it open (ResNet, some ONNX files); 0 = as they say."""
-    mean: float | None = None
-    """Grey level (0..255) subtracted before the network; unless given, what the file says, else 127.5."""
-    std: float | None = None
-    """Grey level divided by; unless given, what the file says, else 127.5."""
+    mean: Levels | None = None
+    """Grey level (0..255) subtracted before the network, one or three (red, green, blue); unless given, what the file
+    says (ImageNet's for a torchvision classifier), else 127.5."""
+    std: Levels | None = None
+    """Grey level divided by, likewise."""
     colour: Literal["auto", "RGB", "BGR"] = "auto"
     """Order of colours the network was trained on; auto: BGR for AdaFace's own checkpoints, RGB for all others."""
     classes: int = 0
     """Number of identities it was trained on: fails unless there are as many class centres. 0 = not checked."""
 
     def __post_init__(self) -> None:
-        if self.std is not None and self.std <= 0:
+        if self.std is not None and min(self.std if isinstance(self.std, tuple) else (self.std,)) <= 0:
             raise UserError(f"--std is {self.std}; it must be above 0")
         if self.input_size < 0 or self.classes < 0:
             raise UserError("--input-size and --classes must not be negative")
@@ -129,7 +130,6 @@ def _with_asked_preprocessing(spec: ModelSpec, config: ImportConfig) -> ModelSpe
 
 
 def _answer(out: Path, spec: ModelSpec, values: dict[str, Any], what: str, notes: tuple[str, ...]) -> Answer:
-    contract = f"{spec.input_size} px {spec.colour} crops, (x - {spec.mean:g}) / {spec.std:g}"
-    line = f"{out}: {spec.backbone['kind']}, {what}, {contract} -> {spec.embedding_dim} dimensions"
+    line = f"{out}: {spec.backbone['kind']}, {what}, {spec.contract} -> {spec.embedding_dim} dimensions"
     value = {"model": str(out), **values, "spec": vars(spec), "notes": list(notes)}
     return Answer(value, "\n".join([line, *notes]))

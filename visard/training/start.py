@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visard import checkpoint
-from visard.backbones.published import SUFFIXES, author, colour_of, config_of, read_torch_file, take
+from visard.backbones.published import SUFFIXES, author, config_of, preprocessing_of, read_torch_file, take
 from visard.data.dataset import FaceDataset
 from visard.embed import class_sums
 from visard.errors import UserError
@@ -121,8 +121,9 @@ def _from_file(path: Path, backbone: nn.Module, spec: ModelSpec) -> tuple[ModelS
     taken, left = take(file.tensors, backbone, kind, where=str(path))
     origin = f"{spec.origin}, started from {path.name} ({author(kind, file)})"
     new = f"; new are {', '.join(left)}" if left else ""
-    note = f"{len(taken)} of {len(taken) + len(left)} tensors from {path}{new}"
-    return replace(spec, origin=origin, colour=colour_of(kind, file)), note
+    spec = replace(spec, origin=origin, **preprocessing_of(kind, file))
+    note = f"{len(taken)} of {len(taken) + len(left)} tensors from {path}{new}; input {spec.contract}"
+    return spec, note
 
 
 def _by_name(path: Path, head: Head, identities: Sequence[str]) -> str:
