@@ -21,6 +21,7 @@ from visard.data.formats.lists import SUFFIXES as LIST_SUFFIXES
 from visard.data.formats.lists import ListDataset
 from visard.data.formats.pair_bin import PairBinDataset
 from visard.data.formats.records import RecordDataset
+from visard.data.formats.retrieval_lists import RetrievalList, is_retrieval_list
 from visard.data.formats.shards import ShardDataset
 from visard.data.parts import split_part
 from visard.errors import FormatError, UserError
@@ -111,7 +112,8 @@ def open_dataset(
             tar shards (a `.tar`, a folder of them, `train-{000..031}.tar`), a list (`.lst`, `.txt`, `.tsv`, `.list`),
             `rendered:IDENTITIESxIMAGES[,seed=0][,first=0]`, or several of these: `A + B * 2` (B counts twice) or a
             `.json` file {"sources": [{"source": A, "name": "a", "weight": 1}, ...], "same_names": "apart"}.
-            `FOLDER#nested` is a folder whose innermost folders are the identities.
+            `FOLDER#nested` is a folder whose innermost folders are the identities. In-Shop's list is opened in parts,
+            `list_eval_partition.txt#train` and `#test`; SOP's are `Ebay_train.txt` and `Ebay_test.txt`.
         size: S the caller needs, pixels; None takes the data set's own (112 for rendered faces).
         resize: scale crops of another size to `size` instead of refusing them.
         same_names: what identities of one name in several sources are, see `JoinedDataset`.
@@ -149,7 +151,7 @@ def open_dataset(
         parts, same_names = _read_sources(path)
         return _join(parts, size, resize, same_names, tolerant)
     if path.suffix in LIST_SUFFIXES:
-        return ListDataset(path, size, resize)
+        return RetrievalList(path, "", size, resize) if is_retrieval_list(path) else ListDataset(path, size, resize)
     raise UserError(
         f"{path}: not a data set; give a prepared folder, a folder of identities, a .rec, .bin or .tar file or a list"
     )
@@ -222,6 +224,8 @@ def _open_part(path: Path, part: str, size: int | None, resize: bool) -> FaceDat
                 f"{path}#{part}: of a folder there is #nested, which makes its innermost folders identities"
             )
         return FolderDataset(path, size, resize, nested=True)
+    if path.suffix in LIST_SUFFIXES and is_retrieval_list(path):
+        return RetrievalList(path, part, size, resize)
     raise UserError(f"{path}#{part}: this file has no parts; leave #{part} out")
 
 
