@@ -73,11 +73,11 @@ _ANCHORS = (
     (26.0, 71.0, 5.0, 2.5),
     (0.0, -3.0, 10.5, 2.5),  # nasion
     (0.0, 50.0, 17.5, 2.0),  # nose base
-    (0.0, 115.0, 3.0, 4.0),  # chin
-    (-54.5, 77.0, -46.0, 5.0),  # jaw at the height of the mouth
-    (54.5, 77.0, -46.0, 5.0),
+    (0.0, 115.0, 3.0, 5.0),  # chin
+    (-54.5, 77.0, -46.0, 8.0),  # jaw at the height of the mouth
+    (54.5, 77.0, -46.0, 8.0),
 )
-_FIVE = 5
+_FIVE, _INNER = 5, 7
 _JAWS = (8, 9)
 # A contour found in the picture is the outline, not a place on the jaw; turned further than this they differ.
 _CONTOUR_YAW_RAD = math.radians(15)
@@ -102,7 +102,7 @@ class Fit:
         scale: pixels a millimetre.
         shift: (2,) pixels, of the origin.
         shape: (M,) standard deviations of `MODES`.
-        error_mm: root mean square of what the points are off, at the origin's distance.
+        error_mm: root mean square of what eyes, nose and mouth are off, at the origin's distance.
     """
 
     yaw: float
@@ -207,8 +207,8 @@ def fit(points_K2: ArrayLike) -> Fit | None:
     residual, *_ = _residual(state, given, tables)
     yaw, pitch, roll, log_scale = state[:4].tolist()
     scale = math.exp(log_scale)
-    counted = residual[weight > 0]
-    error = math.sqrt(float(np.vdot(counted, counted)) / len(counted)) / scale
+    inner = residual[:_INNER]
+    error = math.sqrt(float(np.vdot(inner, inner)) / len(inner)) / scale
     if not math.isfinite(error) or scale * 61.0 < SMALLEST_PX:
         return None
     return Fit(yaw, pitch, roll, scale, state[4:6].copy(), state[6:].copy(), error)

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from visard.functional.face_surface import CAMERA_MM, KNOWN, Fit, fit, reshape
+from visard.functional.face_surface import CAMERA_MM, KNOWN, Fit, anchors, fit, reshape
 from visard.masks.light import Light, read_light, shade
 from visard.masks.records import Look, Masked, Refusal
 from visard.masks.texture import texture
@@ -76,7 +76,7 @@ def wear(image: UInt8Array, points: ArrayLike, look: Look) -> Masked | Refusal:
         return refused
     assert found is not None
     light = read_light(image, found)
-    seen = _look_at(put_on(look), found, light, size)
+    seen = _look_at(put_on(look), found, light, anchors(given)[:2], size)
     if seen is None:
         return "outside"
     return _draw(image, seen, light, look)
@@ -116,7 +116,7 @@ class _Seen:
     loops: list[Array]
 
 
-def _look_at(mask: Worn, found: Fit, light: Light, size: int) -> _Seen | None:
+def _look_at(mask: Worn, found: Fit, light: Light, eyes_22: Array, size: int) -> _Seen | None:
     """Where each pixel lies on the mask; None if the mask is outside of the crop."""
     points = reshape(mask.points, found.shape) @ found.turn(roll=False).T
     flat = points[:, :2] * ((found.scale * CAMERA_MM) / (CAMERA_MM - points[:, 2:]))
@@ -143,7 +143,10 @@ def _look_at(mask: Worn, found: Fit, light: Light, size: int) -> _Seen | None:
     step = LATTICE_PX * size / 112
     lattice_x = np.arange(first_x, last_x + step, step)
     lattice_y = np.arange(first_y, last_y + step, step)
-    lattice = _unfold(x_VU, y_VU, lattice_x, lattice_y, found, rim)
+    # The points say where the eyes are, the fitted face only about.
+    (ax, ay), (bx, by) = ((eyes_22 - found.shift) @ np.array([[cos, -sin], [sin, cos]])).tolist()
+    eyes_X = np.interp(lattice_x, (ax, max(bx, ax + 1.0)), (ay, by)) + EYE_MARGIN_MM * found.scale
+    lattice = _unfold(x_VU, y_VU, lattice_x, lattice_y, found.yaw, eyes_X, rim)
     levels = shade(light.terms, mask.normals).reshape(ROWS, COLUMNS)
     cv2.remap(levels, lattice[0], lattice[1], cv2.INTER_LINEAR, dst=lattice[3], borderMode=cv2.BORDER_REPLICATE)
     # Crop pixel -> lattice: back to the upright frame, then to steps.
@@ -168,15 +171,16 @@ def _look_at(mask: Worn, found: Fit, light: Light, size: int) -> _Seen | None:
 
 
 def _unfold(
-    x_VU: Array, y_VU: Array, lattice_x: Array, lattice_y: Array, found: Fit, rim_N2: Array
+    x_VU: Array, y_VU: Array, lattice_x: Array, lattice_y: Array, yaw: float, eyes_X: Array, rim_N2: Array
 ) -> list[FloatArray]:
     """Planes (Y, X) float32: column (0..U-1), row (0..V-1) and pixels from the outline, of the lattice's points; the
     fourth is left to be filled in.
 
     Args:
+        eyes_X: what is above is too near to the eyes.
         rim_N2: the nose's lower rim where it hangs over the mask, or nothing.
     """
-    if found.yaw < 0:
+    if yaw < 0:
         # The left side is the one that is turned away.
         x_VU = np.minimum.accumulate(x_VU[:, ::-1], axis=1)[:, ::-1]
         edge_V = COLUMNS - 1 - np.argmin(x_VU[:, ::-1], axis=1)
@@ -206,7 +210,7 @@ def _unfold(
     v = np.interp(queries, knots, np.concatenate([_ROW_NUMBERS] * wide)).reshape(wide, tall)
     u = np.interp(queries, knots, _bordered(u_VX.T).ravel()).reshape(wide, tall)
     outside = np.interp(queries, knots, _bordered(beside_VX.T).ravel()).reshape(wide, tall)
-    upper = np.maximum(y_VX[0], EYE_MARGIN_MM * found.scale)
+    upper = np.maximum(y_VX[0], eyes_X)
     if len(rim_N2):
         x, y = rim_N2[np.argsort(rim_N2[:, 0])].T
         upper = np.maximum(upper, np.interp(lattice_x, x, y, left=-_FAR, right=-_FAR))
@@ -264,7 +268,7 @@ def _draw(image: UInt8Array, seen: _Seen, light: Light, look: Look) -> Masked:
         cloth = cv2.GaussianBlur(cloth, (5, 5), light.blur_px * unit)
     *colours, opaque = cv2.split(cloth)
     # The outline is as soft as the picture.
-    alpha = outside * (-1.0 / (1.0 + 1.2 * light.blur_px * unit))
+    alpha = outside * (-1.0 / (1.3 + 1.2 * light.blur_px * unit))
     alpha += 0.5
     _clip(alpha)
     alpha *= opaque * np.float32(1 / 255)

@@ -29,7 +29,7 @@ __all__ = ["COLUMNS", "ROWS", "Worn", "put_on"]
 Array = NDArray[np.float64]
 FloatArray = NDArray[np.float32]
 
-ROWS, COLUMNS = 11, 25
+ROWS, COLUMNS = 13, 25
 LOOP_POINTS = 7
 
 Curve = tuple[tuple[float, float], ...]
@@ -182,7 +182,7 @@ def _cut(kind: Kind, wearing: Wearing) -> _Cut:
     top, bottom = _curve(outline.top, np.abs(u)), _curve(outline.bottom, np.abs(u))
     if wearing == "under-nose":
         # Slid down: the edge hangs below the nose, what is too long bunches under the chin.
-        top = _curve(((0, 53), (0.2, 52), (0.45, 49), (1, 44)), np.abs(u))
+        top = _curve(((0, 49), (0.2, 48.5), (0.45, 46), (1, 42)), np.abs(u))
         bottom = bottom + 6.0
     elif wearing == "chin":
         top = _curve(((0, 88), (0.25, 86), (0.5, 78), (0.75, 68), (1, 58)), np.abs(u))
@@ -213,7 +213,7 @@ def _tent(kind: Kind, wearing: Wearing) -> FloatArray:
     skin = radius()
     heights = np.arange(HEIGHT_MM[0], HEIGHT_MM[1] + 0.1, HEIGHT_MM[2])
     angles = np.arange(ANGLE_DEG[0], ANGLE_DEG[1] + 0.1, ANGLE_DEG[2])
-    first = {"right": 12.0, "under-nose": 50.0, "chin": 84.0}[wearing]
+    first = {"right": 12.0, "under-nose": 47.0, "chin": 84.0}[wearing]
     last = 120.0 if kind != "bandana" else 150.0
     inside = (heights >= first) & (heights <= last)
     hull = skin.copy()
@@ -234,7 +234,10 @@ def _tent(kind: Kind, wearing: Wearing) -> FloatArray:
         hull = hull + out * bump
     # Cloth has no edges sharper than this.
     hull = cv2.GaussianBlur(hull, (0, 0), 1.0, borderType=cv2.BORDER_REPLICATE)
-    hull = np.maximum(hull, skin) + 1.5
+    # Cloth, and room: most of it where the nose holds it off.
+    hull = np.maximum(hull, skin) + 2.0
+    if wearing == "right":
+        hull = hull + 3.0 * np.exp(-((angles[None] / 13.0) ** 2) - ((heights[:, None] - 40.0) / 17.0) ** 2)
     x, z = hull * np.sin(around), hull * np.cos(around)
     points = np.stack([x, np.broadcast_to(heights[:, None], x.shape), z], -1)
     down, across = np.gradient(points, axis=0), np.gradient(points, axis=1)
