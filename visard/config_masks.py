@@ -51,8 +51,6 @@ class MaskConfig:
     wearings: WearingShares = field(default_factory=WearingShares)
     jpeg: bool = True
     """Some masked crops are compressed once more, as pictures that are passed on are."""
-    clean: bool = False
-    """The batch also has every crop as it was without its mask (`extras["clean"]`), for a teacher to look at."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.probability <= 1, f"data.masks.probability is {self.probability}; use 0 to 1")

@@ -7,7 +7,6 @@ on or as it was, and in its extras what was done:
     mask_tool        0 = none, 1 = `uv` (3D), 2 = `template` (2D)
     log_masked       1.0 or 0.0; the run's log has the mean of what begins with log_
     log_mask_refused 1.0 where a mask was drawn, but the face is turned too far or its points are wrong
-    clean            (S, S, 3) uint8, the crop without its mask, if `MaskConfig.clean`
 
 A crop without points is taken for one whose points lie where alignment puts them.
 """
@@ -38,7 +37,7 @@ TOOLS = ("uv", "template")
 
 def mask_augment(config: MaskConfig) -> MaskAugment | None:
     """The augmentation, or None where no crop is ever masked."""
-    return MaskAugment(config) if config.probability > 0 or config.clean else None
+    return MaskAugment(config) if config.probability > 0 else None
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,6 @@ class MaskAugment:
             "log_masked": np.float32(isinstance(masked, Masked)),
             "log_mask_refused": np.float32(isinstance(masked, str)),
         }
-        if config.clean:
-            extras["clean"] = sample.image
         image = sample.image
         if isinstance(masked, Masked):
             image = masked.image

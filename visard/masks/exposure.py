@@ -57,7 +57,6 @@ def exposure_of(image: UInt8Array, places: Sequence[Sequence[float]]) -> Exposur
     """
     size = image.shape[0]
     small = cv2.resize(image, (SMALL, SMALL), interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     step, last = SMALL / size, SMALL - 1
     skin = [small[min(max(int(y * step), 0), last), min(max(int(x * step), 0), last)].tolist() for x, y in places]
     luma = [0.299 * r + 0.587 * g + 0.114 * b for r, g, b in skin]
@@ -67,7 +66,7 @@ def exposure_of(image: UInt8Array, places: Sequence[Sequence[float]]) -> Exposur
     # The brighter places: a moustache, a shadow or hair on one of them says nothing of the skin.
     bright = sorted(luma)[2:]
     face = sum(bright) / len(bright)
-    lumas = np.sort(cv2.resize(grey, (SMALL, SMALL), interpolation=cv2.INTER_AREA), axis=None)
+    lumas = np.sort(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), axis=None)
     high, low = float(lumas[-10]), float(lumas[10])
     strength = min(max(0.5 * math.sqrt(face / SKIN_LUMA) + 0.5 * high / 228.0, 0.22), 1.06)
     spread = (max(red, green, blue) - min(red, green, blue)) / max(red, green, blue)
@@ -79,17 +78,20 @@ def exposure_of(image: UInt8Array, places: Sequence[Sequence[float]]) -> Exposur
         side=side,
         floor=min(0.5 * low, 40.0),
         chroma=chroma,
-        blur=_blur(grey),
+        blur=_blur(image),
     )
 
 
-def _blur(grey: UInt8Array) -> float:
-    """Sigma in pixels: how weak the finest detail around the eyes is against the next coarser one."""
-    size = grey.shape[0]
-    part = grey[int(0.30 * size) : int(0.66 * size), int(0.2 * size) : int(0.8 * size)]
-    fine = cv2.norm(cv2.Laplacian(part, cv2.CV_16S, ksize=1))
-    coarse = cv2.norm(cv2.Laplacian(part, cv2.CV_16S, ksize=3))
-    return min(max((_SHARP - fine / (coarse + 1e-3)) * _BLUR_RATE, 0.0), 2.0)
+def _blur(image: UInt8Array) -> float:
+    """Sigma in pixels: how much of the change over three pixels around the eyes happens within one of them.
 
-
-_SHARP, _BLUR_RATE = 0.30, 12.0
+    The table was seen on 600 photographs, as they are and blurred: medians 0.43-0.46 (sharp), 0.41 (sigma 0.5), 0.38
+    (1), 0.367 (1.5), 0.362 (2); a ramp has 1/3.
+    """
+    size = image.shape[0]
+    eyes = image[int(0.34 * size) : int(0.62 * size), int(0.22 * size) : int(0.78 * size)]
+    part = cv2.cvtColor(eyes, cv2.COLOR_RGB2GRAY)
+    one = cv2.norm(part[:, 1:], part[:, :-1])
+    three = cv2.norm(part[:, 3:], part[:, :-3]) + 1e-3
+    share = one / three
+    return 0.0 if share > 0.42 else (0.42 - share) / 0.04 if share > 0.38 else min(1 + (0.38 - share) / 0.022, 2.2)

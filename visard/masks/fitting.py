@@ -15,7 +15,7 @@ from visard.functional.geometry import POSE_MODEL
 from visard.masks.records import Refusal
 from visard.records import Float32Array
 
-__all__ = ["LARGEST_YAW_DEG", "Fit", "fit", "five_points"]
+__all__ = ["LARGEST_YAW_DEG", "Fit", "contour", "fit", "five_points"]
 
 LARGEST_YAW_DEG = 66.0
 """Beyond, five points tell too little of where the cheek ends, and detectors guess them."""
@@ -60,15 +60,21 @@ class Fit:
 
 
 def five_points(points: Float32Array) -> Float64Array | None:
-    """(5, 2): eyes, nose tip, mouth corners of 5, 68 (iBUG), 106 (InsightFace) or 468 (MediaPipe) points.
-
-    None for any other number.
-    """
-    chosen = _FIVE_OF.get(len(points))
-    if points.ndim != 2 or points.shape[1] != 2 or chosen is None:
+    """(5, 2): eyes, nose tip, mouth corners of 5, 68, 106 or 468 points (see `_indices`); None for any other number."""
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) not in _FIVE_OF:
         return None
     points = np.asarray(points, np.float64)
-    return points if len(points) == 5 else np.stack([points[list(some)].mean(axis=0) for some in chosen])
+    if len(points) == 5:
+        return points
+    return np.stack([points[list(some)].mean(axis=0) for some in _indices(points)])
+
+
+def contour(points: Float32Array) -> Float64Array | None:
+    """(n, 2) the face's outline from ear to ear over the chin, in any order; None of five points."""
+    if len(points) == 5:
+        return None
+    chosen = {68: range(17), 106: range(33), 468: _OVAL_468}[len(points)]
+    return np.asarray(points, np.float64)[list(chosen)]
 
 
 def fit(points: Float32Array, size: int) -> Fit | Refusal:
@@ -113,10 +119,26 @@ def fit(points: Float32Array, size: int) -> Fit | Refusal:
     return Fit(five, yaw, pitch, unit)
 
 
+def _indices(points: Float64Array) -> tuple[tuple[int, ...], ...]:
+    """Points whose mean is one of the five. In LaPa's order of 106 the contour's middle, 16, is the chin."""
+    if len(points) == 106 and points[16, 1] > max(points[0, 1], points[32, 1], points[8, 1]):
+        return _LAPA_106
+    return _FIVE_OF[len(points)]
+
+
 _FIVE_OF: dict[int, tuple[tuple[int, ...], ...]] = {
     5: ((0,), (1,), (2,), (3,), (4,)),
     68: (tuple(range(36, 42)), tuple(range(42, 48)), (30,), (48,), (54,)),
     106: (tuple(range(33, 43)), tuple(range(87, 97)), (86,), (52,), (61,)),
     468: ((33, 133, 159, 145), (362, 263, 386, 374), (1,), (61,), (291,)),
 }
-"""Points whose mean is one of the five. 106: InsightFace's 2d106det order; 468: MediaPipe's face mesh."""
+"""68: iBUG's order (300-W); 106: InsightFace's 2d106det; 468: MediaPipe's face mesh."""
+
+_LAPA_106 = ((104,), (105,), (54,), (84,), (90,))
+"""The order of LaPa and JD-landmark."""
+
+# fmt: off
+_OVAL_468 = (
+    454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234,
+)
+# fmt: on

@@ -1,7 +1,7 @@
 """The shapes of masks, drawn here row by row, and their views: frontal, turned to a side, tilted.
 
 In: kind, wearing, a head's turn. Out: a `View`: what a mask of that kind looks like there, as maps from pixels to the
-texture, coverage and shading. Views are drawn when first asked for and kept (about 60 kB each at 112 px, some 10 ms).
+texture, coverage and shading. Views are drawn when first asked for and kept: some 10 ms and 80 kB each at 112 px.
 
 Coordinates are those of `functional.geometry.POSE_MODEL`: x right, y down, z towards the viewer, the unit is half the
 distance between the eyes (32 mm on an average adult), eyes at (+-1, -1, 0), mouth corners at (+-0.83, 1.22, 0.17).
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from visard.functional import surface
 from visard.functional.geometry import POSE_MODEL
 from visard.masks.records import Kind, Wearing
-from visard.records import Float32Array, UInt8Array
+from visard.records import Float32Array
 
 __all__ = ["PITCHES_DEG", "TEXTURE", "YAWS_DEG", "View", "sheet", "view_of"]
 
@@ -40,11 +40,11 @@ TEXTURE = (96, 128)
 UNIT_PX = 18.0
 """Pixels a unit in a view of scale 1; an aligned 112 px crop has 17.6 across and 18.3 down."""
 
-LEFT, TOP, RIGHT, BOTTOM = -3.5, -1.75, 2.75, 3.75
-"""What a view shows, units about the origin."""
-
 SUPERSAMPLED = 3
-ROWS, COLUMNS = 33, 49
+ROWS, COLUMNS = 29, 41
+
+BORDER_PX = 3
+"""Pixels of a view around what is covered; values are continued there, so that nothing is mixed with nothing."""
 
 Float64Array = NDArray[np.float64]
 
@@ -54,23 +54,23 @@ class View:
     """A mask seen from one side; P rows and Q columns of pixels.
 
     Args:
-        places: (P, Q, 2) float32, pixel of the texture (x, y) that is seen; continued outside of the mask.
-        planes: (P, Q, 4) uint8: coverage; that of loops and straps; brightness under light from above, 128 = 1; how
-            far the surface faces right, 128 = not at all, 255 = altogether.
+        maps: (P, Q, 4) float32: x and y of the texture's pixel that is seen, coverage 0..255, and brightness under
+            light from above, 128 = 1. In one array, because one warp of four channels costs less than two.
         solve: (3, 5) float64: times the crop's five points it is the transposed affine map from view to crop.
-        box: left, top, right, bottom of what is covered, pixels.
         middle: (2,) float64, where the mask's middle is, pixels.
-        skin: (5, 2) float64 pixels: two places on the left cheek, two on the right one, the bridge of the nose.
         height: of the mask, pixels.
+        skin: (5, 2) float64 pixels: two places on the left cheek, two on the right one, the bridge of the nose.
+        threads: what holds the mask, where it is seen: points (n, 2) float64 pixels and width in pixels.
+        jaw: y of the mouth, x of the jaw's left and right side there, y of the chin, x of the middle; pixels.
     """
 
-    places: Float32Array
-    planes: UInt8Array
+    maps: Float32Array
     solve: Float64Array
-    box: tuple[float, float, float, float]
     middle: Float64Array
-    skin: Float64Array
     height: float
+    skin: Float64Array
+    threads: tuple[tuple[Float64Array, float], ...]
+    jaw: tuple[float, float, float, float, float]
 
 
 @lru_cache(maxsize=1200)
@@ -81,44 +81,40 @@ def view_of(kind: Kind, wearing: Wearing, yaw: int, pitch: int, scale: int) -> V
         yaw, pitch: index into `YAWS_DEG` and `PITCHES_DEG`.
         scale: 1 for crops up to 112 px, 2 up to 224, ...
     """
-    unit = UNIT_PX * scale
+    unit, many = UNIT_PX * scale, SUPERSAMPLED
+    flip = np.array([1.0, -1.0, 1.0])  # there y points up
     angles = torch.tensor([[math.radians(YAWS_DEG[yaw]), math.radians(PITCHES_DEG[pitch]), 0.0]])
-    turn = surface.rotation(angles)[0].double().numpy() * np.array([1.0, -1.0, 1.0])  # its y points up
-    turn = np.array([1.0, -1.0, 1.0])[:, None] * turn
+    turn = flip[:, None] * surface.rotation(angles)[0].double().numpy() * flip
     points = sheet(kind, wearing)
-    seen = np.einsum("ij,rqj->irq", turn, points)
-    columns, rows = round((RIGHT - LEFT) * unit), round((BOTTOM - TOP) * unit)
-    screen = np.stack([(seen[0] - LEFT) * unit - 0.5, (seen[1] - TOP) * unit - 0.5])
-    many = SUPERSAMPLED
-    fine = torch.from_numpy((screen + 0.5) * many - 0.5).float().reshape(1, 2, -1)
-    depth = torch.from_numpy(20.0 - seen[2]).float().reshape(1, -1)
+    seen = np.einsum("ij,rqj->irq", turn, points) * unit
+    corner = np.floor(seen[:2].min(axis=(1, 2))) - BORDER_PX
+    columns, rows = (np.ceil(seen[:2].max(axis=(1, 2))) + BORDER_PX - corner).astype(int).tolist()
+    screen = seen[:2] - corner[:, None, None]  # of a pixel's corner, not its centre
+
+    fine = torch.from_numpy(screen * many - 0.5).float().reshape(1, 2, -1)
+    depth = torch.from_numpy(40.0 * unit - seen[2]).float().reshape(1, -1)
     cells = surface.grid_cells(ROWS, COLUMNS)
     raster = surface.rasterise(fine, depth, cells, rows * many, columns * many)
-    texture_height, texture_width = (side * scale for side in TEXTURE)
     v, u = np.meshgrid(np.linspace(0, 1, ROWS), np.linspace(0, 1, COLUMNS), indexing="ij")
-    across = surface.grid_normals(torch.from_numpy(seen * np.array([1, -1, 1])[:, None, None])[None])[0].numpy()
-    bright = 0.66 + 0.30 * across[2] + 0.24 * across[1]
-    values = np.stack([u * texture_width - 0.5, v * texture_height - 0.5, bright, across[0]], -1).reshape(-1, 4)
-    planes = surface.corner_planes(surface.cell_triangles(cells), torch.from_numpy(values).float())
+    normal = surface.grid_normals(torch.from_numpy(seen * flip[:, None, None])[None])[0].numpy()
+    bright = 128 * (0.66 + 0.30 * normal[2] + 0.24 * normal[1])
+    values = np.stack([u * TEXTURE[1] * scale - 0.5, v * TEXTURE[0] * scale - 0.5, 255 + 0 * u, bright], -1)
+    planes = surface.corner_planes(surface.cell_triangles(cells), torch.from_numpy(values.reshape(-1, 4)).float())
     drawn = surface.interpolate(raster, planes, torch.zeros(4, rows * many, columns * many))[0].numpy()
-    covered = (raster.triangle[0].numpy() >= 0).astype(np.float32)
-    drawn = _continued(drawn, covered, many)
-    coverage = cv2.resize(covered, (columns, rows), interpolation=cv2.INTER_AREA)
-    small = cv2.resize(drawn, (columns, rows), interpolation=cv2.INTER_AREA)
-    loops = _loops(kind, points, turn, unit, (rows, columns))
-    loops *= 1 - coverage
-    packed = np.stack([255 * coverage, 255 * loops, 128 * small[..., 2], 128 + 127 * small[..., 3]], -1)
-    five, skin = (((turn @ places.T)[:2].T - (LEFT, TOP)) * unit - 0.5 for places in (POSE_MODEL, _SKIN))
-    wide = np.flatnonzero((coverage + loops).max(0) > 0.02)
-    high = np.flatnonzero((coverage + loops).max(1) > 0.02)
+    maps = _continued(cv2.resize(drawn, (columns, rows), interpolation=cv2.INTER_AREA), 3 * scale)
+
+    def flat(places: Float64Array) -> Float64Array:
+        return np.asarray((places @ turn.T)[:, :2] * unit - corner - 0.5)
+
+    five, jaw = flat(POSE_MODEL), flat(_JAW)
     return View(
-        places=np.ascontiguousarray(small[..., :2]),
-        planes=np.rint(packed.clip(0, 255)).astype(np.uint8),
+        maps=maps,
         solve=np.linalg.pinv(np.column_stack([five, np.ones(5)])),
-        box=(float(wide[0]), float(high[0]), float(wide[-1]), float(high[-1])),
-        middle=screen[:, ROWS // 2, COLUMNS // 2],
-        skin=skin,
+        middle=screen[:, ROWS // 2, COLUMNS // 2] - 0.5,
         height=float(np.hypot(*(screen[:, -1, COLUMNS // 2] - screen[:, 0, COLUMNS // 2]))),
+        skin=flat(_SKIN),
+        threads=tuple((flat(line), width * unit) for line, width in _threads(kind, points, turn)),
+        jaw=(float(jaw[0, 1]), float(jaw[0, 0]), float(jaw[1, 0]), float(jaw[2, 1]), float(jaw[2, 0])),
     )
 
 
@@ -193,11 +189,11 @@ _SHAPES: dict[Kind, tuple[tuple[float, ...], ...]] = {
         (1.00, 2.42, 0.30, 0.00, 0.58, 2.34, 0.04),
     ),
     "bandana": (
-        (0.00, -0.44, 0.28, 0.33, 2.16, -0.42, -1.72),
-        (0.15, -0.04, 0.50, 0.34, 2.18, -0.06, -1.74),
-        (0.30, 0.34, 0.76, 0.16, 2.15, 0.34, -1.72),
-        (0.50, 1.05, 0.86, 0.00, 2.05, 0.95, -1.60),
-        (0.70, 1.90, 0.84, 0.00, 1.92, 1.65, -1.40),
+        (0.00, -0.44, 0.28, 0.33, 2.08, -0.42, -1.72),
+        (0.15, -0.04, 0.50, 0.34, 2.10, -0.06, -1.74),
+        (0.30, 0.34, 0.76, 0.16, 2.06, 0.34, -1.72),
+        (0.50, 1.05, 0.86, 0.00, 1.94, 0.95, -1.60),
+        (0.70, 1.90, 0.84, 0.00, 1.80, 1.65, -1.40),
         (0.85, 2.70, 0.78, 0.00, 1.66, 2.45, -1.05),
         (1.00, 3.55, 0.74, 0.00, 1.20, 3.20, -0.50),
     ),
@@ -227,53 +223,58 @@ _SECTIONS: dict[Kind, tuple[float, float]] = {
 
 _SKIN = np.array([[-0.95, -0.2, 0.1], [-0.95, 0.5, 0.1], [0.95, -0.2, 0.1], [0.95, 0.5, 0.1], [0.0, -0.6, 0.5]])
 
-_EAR = {"upper": (2.22, -0.95, -2.45), "lower": (2.10, 0.30, -2.40)}
-_STRAP = {"upper": (2.30, -1.55, -2.00), "lower": (2.02, 1.05, -2.30)}
+_JAW = np.array([[-1.72, 1.22, -1.0], [1.72, 1.22, -1.0], [0.0, 2.5, 0.2]])
+"""The head's outline at the height of the mouth, and its chin."""
+
+_EAR = {"upper": (2.14, -0.72, -2.35), "lower": (2.06, 0.22, -2.30)}
+_STRAP = {"upper": (2.10, -1.10, -2.30), "lower": (1.90, 1.00, -2.30)}
 _THREADS: dict[Kind, tuple[tuple[float, tuple[float, float, float], float], ...]] = {
     "surgical": ((0.03, _EAR["upper"], 0.060), (0.97, _EAR["lower"], 0.060)),
     "cloth": ((0.04, _EAR["upper"], 0.075), (0.96, _EAR["lower"], 0.075)),
     "kn95": ((0.06, _EAR["upper"], 0.075), (0.94, _EAR["lower"], 0.075)),
-    "n95": ((0.24, _STRAP["upper"], 0.110), (0.66, _STRAP["lower"], 0.110)),
-    "respirator": ((0.34, _STRAP["upper"], 0.160), (0.66, _STRAP["lower"], 0.160)),
+    "n95": ((0.24, _STRAP["upper"], 0.085), (0.66, _STRAP["lower"], 0.085)),
+    "respirator": ((0.34, _STRAP["upper"], 0.120), (0.66, _STRAP["lower"], 0.120)),
     "bandana": (),
 }
 """Ear loops and straps of a kind: where on the side they begin (v), where they end on the right, how thick."""
 
 
-def _loops(
-    kind: Kind, points: Float64Array, turn: Float64Array, unit: float, shape: tuple[int, int]
-) -> NDArray[np.float32]:
-    """(P, Q) 0..1, coverage by what holds the mask, where the side of the head that it lies on is seen."""
-    many = SUPERSAMPLED * 16  # sixteenths of an oversampled pixel: fillPoly takes whole numbers
-    area = np.zeros((shape[0] * SUPERSAMPLED, shape[1] * SUPERSAMPLED), np.uint8)
-    for v, end, thickness in _THREADS[kind]:
+def _threads(kind: Kind, points: Float64Array, turn: Float64Array) -> list[tuple[Float64Array, float]]:
+    """Lines (n, 3) and their widths, units, where the side of the head that they lie on is seen."""
+    lines = []
+    for v, end, width in _THREADS[kind]:
         for side in (-1, 1):
             start = points[round(v * (ROWS - 1)), 0 if side < 0 else -1]
             t = np.linspace(0, 1, 9)[:, None]
             line = start + (np.array(end) * (side, 1, 1) - start) * t
-            line[:, 0] += side * 0.10 * np.sin(math.pi * t[:, 0])  # over the cheek, not through it
+            line[:, 0] += side * 0.12 * np.sin(math.pi * t[:, 0])  # over the cheek, not through it
             # A cheek's normal turns from oblique to sideways on the way to the ear.
             facing = np.radians(50 + 32 * t[:, 0])
             normals = np.stack([side * np.sin(facing), 0 * facing, np.cos(facing)], -1)
             shown = line[(normals @ turn[2]) > 0.04]
             if len(shown) >= 2:
-                flat = (shown @ turn.T)[:, :2] - (LEFT, TOP)
-                drawn = np.rint(flat * unit * many).astype(np.int32)
-                width = max(1, round(thickness * unit * SUPERSAMPLED))
-                cv2.polylines(area, [drawn], False, 255, width, cv2.LINE_AA, 4)
-    return cv2.resize(area, shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+                lines.append((shown, width))
+    return lines
 
 
-def _continued(drawn: Float32Array, covered: Float32Array, many: int) -> Float32Array:
-    """The values where something is covered, and near ones elsewhere, so that nothing is mixed with nothing."""
-    known, weight = drawn * covered[..., None], covered
-    for reach in (3 * many, 9 * many, 31 * many):
-        size = (2 * reach + 1, 2 * reach + 1)
-        amount = cv2.blur(weight, size)
-        near = cv2.blur(known, size) / np.maximum(amount, 1e-6)[..., None]
-        new = ((weight == 0) & (amount > 1e-4))[..., None]
-        known, weight = np.where(new, near, known), np.where(new[..., 0], 1.0, weight).astype(np.float32)
-    return known.astype(np.float32)
+def _continued(mean: Float32Array, reach: int) -> Float32Array:
+    """Values of what is covered from means over whole pixels (the third channel is coverage), and near ones elsewhere.
+
+    Args:
+        mean: (P, Q, 4), 0 where nothing is covered.
+        reach: pixels that values are continued by at a time.
+    """
+    coverage = mean[..., 2].copy()
+    weight = coverage / 255
+    known = mean[..., [0, 1, 3]]
+    for step in (0, reach, 3 * reach, 9 * reach):
+        size = (2 * step + 1, 2 * step + 1)
+        amount = cv2.blur(weight, size) if step else weight
+        near = (cv2.blur(known, size) if step else known) / np.maximum(amount, 1e-6)[..., None]
+        new = (weight < 0.999) & (amount > 1e-3) if step == 0 else (weight == 0) & (amount > 1e-4)
+        known = np.where(new[..., None], near, known)
+        weight = np.where(new, 1.0, np.where(weight < 1e-3, 0.0, weight)).astype(np.float32)
+    return np.dstack([known[..., :2], coverage, known[..., 2]]).astype(np.float32)
 
 
 def _smooth(places: Float64Array, values: Float64Array, at: Float64Array) -> Float64Array:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visard.masks.exposure import Exposure, exposure_of
-from visard.masks.fitting import Fit, fit
+from visard.masks.fitting import Fit, contour, fit
 from visard.masks.records import RGB, Look, Masked, Refusal
 from visard.masks.shapes import PITCHES_DEG, TEXTURE, YAWS_DEG, View, view_of
 from visard.masks.texture import texture
@@ -32,8 +32,11 @@ __all__ = ["wear"]
 LEAST_COVERED = 0.01
 """A mask of which less than this part of the crop is seen lies outside of it: refused."""
 
-MARGIN = 6
+MARGIN = 5
 """Pixels of a 112 px crop around the mask in which its shadow lies."""
+
+THREAD_OPACITY, THREAD_SHADE = 0.85, 0.9
+"""Of loops and straps: they are thinner than a pixel is wide, and lie in the shade of cheek and hair."""
 
 Float64Array = NDArray[np.float64]
 
@@ -62,26 +65,25 @@ def wear(image: UInt8Array, points: Float32Array, look: Look, own: UInt8Array | 
     tilted = min(max(round(math.degrees(face.pitch) / PITCHES_DEG[-1]), -1), 1) + 1
     view = view_of(look.kind, look.wearing, turned, tilted, scale)
     matrix = _placed(view, face, look, mirrored)
-    patch = _patch(view, matrix, size)
+    outline = contour(points)
+    stretch = None if outline is None else _stretch(view, matrix, outline)
+    patch = _patch(view, matrix, size, 1.0 if stretch is None else max(stretch))
     if patch is None:
         return "outside"
     lit = exposure_of(image, (view.skin @ matrix[:, :2].T + matrix[:, 2]).tolist())
     left, top, right, bottom = patch
-    inverse = cv2.invertAffineTransform(matrix)
-    inverse[:, 2] += inverse[:, :2] @ (left, top)
-    width, height = right - left, bottom - top
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    places = cv2.warpAffine(view.places, inverse, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    planes = cv2.warpAffine(view.planes, inverse, (width, height), flags=flags)
-    under = image[top:bottom, left:right]
-    laid = _laid(look, own, lit, places, planes, scale)
-    region = np.zeros((size, size), np.uint8)
-    covered = laid[..., 3]
-    region[top:bottom, left:right] = covered
-    if cv2.sumElems(region)[0] < LEAST_COVERED * 255 * size * size:
+    maps = _seen(view, matrix, stretch, patch)
+    x, y, covered, bright = cv2.split(maps)
+    if cv2.sumElems(covered)[0] < LEAST_COVERED * 255 * size * size:
         return "outside"
-    result = image.copy()
-    result[top:bottom, left:right] = _over(under, laid, planes, look, lit, size)
+    laid = cv2.remap(_flat(look, own, lit, scale), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    coverage = cv2.multiply(cv2.extractChannel(laid, 3), covered, scale=1 / 255, dtype=cv2.CV_8U)
+    region = np.zeros((size, size), np.uint8)
+    region[top:bottom, left:right] = coverage
+    result = _threaded(image, view, matrix, look, lit)
+    under = result[top:bottom, left:right]
+    colour = _shown(cv2.cvtColor(laid, cv2.COLOR_RGBA2RGB), bright, lit)
+    result[top:bottom, left:right] = _over(under, colour, coverage, look, lit, size)
     return Masked(result, region, look.kind, look.wearing)
 
 
@@ -99,67 +101,126 @@ def _placed(view: View, face: Fit, look: Look, mirrored: bool) -> Float64Array:
     x, y = view.middle.tolist()
     drop = look.drop * view.height
     change = np.array([[a, -b, x - a * x + b * y], [b, a, y - b * x - a * y + drop], [0.0, 0.0, 1.0]])
-    return np.ascontiguousarray(matrix @ change)
+    return matrix @ change  # type: ignore[no-any-return]
 
 
-def _patch(view: View, matrix: Float64Array, size: int) -> tuple[int, int, int, int] | None:
+def _stretch(view: View, matrix: Float64Array, outline: Float64Array) -> tuple[float, float, float]:
+    """By how much the face's jaw is farther out than the view's: at the left and the right of the view, and below."""
+    a, b, c, d = matrix[0, 0], matrix[0, 1], matrix[1, 0], matrix[1, 1]
+    inverse = np.array([[d, -b], [-c, a]]) / (a * d - b * c)
+    points = (outline - matrix[:, 2]) @ inverse.T
+    mouth, left, right, chin, middle = view.jaw
+    factors = []
+    for side, expected in ((points[points[:, 0] < middle], left), (points[points[:, 0] >= middle], right)):
+        side = side[np.argsort(side[:, 1])]
+        if len(side) < 2 or not side[0, 1] <= mouth <= side[-1, 1] or abs(expected - middle) < 0.35 * abs(left - right):
+            factors.append(1.0)  # this side is turned away: what is seen of it is no jaw
+        else:
+            found = float(np.interp(mouth, side[:, 1], side[:, 0]))
+            factors.append((found - middle) / (expected - middle))
+    factors.append((float(points[:, 1].max()) - mouth) / (chin - mouth))
+    low, high = STRETCH
+    first, second, third = (min(max(factor, low), high) for factor in factors)
+    return first, second, third
+
+
+def _patch(view: View, matrix: Float64Array, size: int, widest: float) -> tuple[int, int, int, int] | None:
     """Left, top, right, bottom in the crop of what changes; None if that is nothing."""
-    left, top, right, bottom = view.box
-    corners = matrix[:, :2] @ np.array([[left, right, left, right], [top, top, bottom, bottom]]) + matrix[:, 2:]
+    (a, b, x), (c, d, y) = matrix.tolist()
+    height, width = view.maps.shape[:2]
+    xs, ys = [0.0], [0.0]
+    for column, row in ((width, 0), (0, height), (width, height)):
+        xs.append(a * column + b * row)
+        ys.append(c * column + d * row)
     margin = MARGIN * size / 112
-    low, high = corners.min(axis=1) - margin, corners.max(axis=1) + margin
-    x0, y0 = (max(0, int(c)) for c in low.tolist())
-    x1, y1 = (min(size, int(c) + 1) for c in high.tolist())
+    aside, below = (widest - 1) * 0.5 * (max(xs) - min(xs)) + margin, (widest - 1) * (max(ys) - min(ys)) + margin
+    x0, x1 = max(0, int(x + min(xs) - aside)), min(size, int(x + max(xs) + aside) + 1)
+    y0, y1 = max(0, int(y + min(ys) - margin)), min(size, int(y + max(ys) + below) + 1)
     return (x0, y0, x1, y1) if x1 - x0 > 4 and y1 - y0 > 4 else None
 
 
-def _laid(
-    look: Look, own: UInt8Array | None, lit: Exposure, places: Float32Array, planes: UInt8Array, scale: int
-) -> UInt8Array:
-    """The mask's pixels, lit, with its coverage as alpha."""
-    size = (TEXTURE[0] * scale, TEXTURE[1] * scale)
+def _seen(
+    view: View, matrix: Float64Array, stretch: tuple[float, float, float] | None, patch: tuple[int, int, int, int]
+) -> Float32Array:
+    """(h, w, 4) the view's maps at the patch's pixels."""
+    left, top, right, bottom = patch
+    inverse = cv2.invertAffineTransform(matrix)
+    inverse[:, 2] += inverse[:, :2] @ (left, top)
+    size = (right - left, bottom - top)
+    if stretch is None:
+        # Coverage is 0 in the view's border, which is what lies beyond it.
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(view.maps, inverse, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[return-value]
+    (a, b, x0), (c, d, y0) = inverse.tolist()
+    across, down = np.arange(size[0], dtype=np.float32), np.arange(size[1], dtype=np.float32)[:, None]
+    x, y = a * across + b * down + np.float32(x0), c * across + d * down + np.float32(y0)
+    mouth, _, _, _, middle = view.jaw
+    aside = np.where(x < middle, np.float32(1 / stretch[0]), np.float32(1 / stretch[1]))
+    # What is above the mouth keeps its width towards the eyes: the jaw says nothing of cheekbones.
+    share = ((y - mouth) / np.float32(0.6 * view.height) + 1).clip(0, 1)
+    x = middle + (x - middle) * (1 + share * (aside - 1))
+    y = np.where(y > mouth, mouth + (y - mouth) / np.float32(stretch[2]), y)
+    return cv2.remap(view.maps, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[return-value]
+
+
+def _flat(look: Look, own: UInt8Array | None, lit: Exposure, scale: int) -> UInt8Array:
+    """The texture, its sides lit as the cheeks are."""
+    height, width = TEXTURE[0] * scale, TEXTURE[1] * scale
     if own is None:
-        flat = texture(replace(look, colour=_grey(look.colour, lit.chroma)), *size)
+        shown = look if lit.chroma == 1 else replace(look, colour=_grey(look.colour, lit.chroma))
+        flat = texture(shown, height, width, lit.side)
     else:
-        flat = own if own.shape[:2] == size else cv2.resize(own, size[::-1], interpolation=cv2.INTER_AREA)
-    laid = cv2.remap(flat, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    coverage = cv2.multiply(cv2.extractChannel(laid, 3), cv2.extractChannel(planes, 0), scale=1 / 255)
-    # Light from above is drawn in the view; that from the side is added: 128 = 1.
-    shade = cv2.addWeighted(
-        cv2.extractChannel(planes, 2), 1.0, cv2.extractChannel(planes, 3), lit.side, -128 * lit.side
-    )
-    colour = cv2.multiply(cv2.cvtColor(laid, cv2.COLOR_RGBA2RGB), cv2.applyColorMap(shade, _lamp(lit)), scale=1 / 128)
-    if lit.floor:
+        flat = (
+            own if own.shape[:2] == (height, width) else cv2.resize(own, (width, height), interpolation=cv2.INTER_AREA)
+        )
+    return flat
+
+
+def _shown(colour: UInt8Array, bright: Float32Array, lit: Exposure) -> UInt8Array:
+    """The mask's pixels (h, w, 3) under the light."""
+    lamp = cv2.applyColorMap(cv2.convertScaleAbs(bright), _lamp(lit))
+    colour = cv2.multiply(colour, lamp, scale=1 / 128)
+    if lit.floor >= 1:
         colour = cv2.convertScaleAbs(colour, alpha=1 - lit.floor / 255, beta=lit.floor)
-    result = cv2.cvtColor(colour, cv2.COLOR_RGB2RGBA)
-    return cv2.insertChannel(coverage, result, 3)
+    return colour
 
 
-def _over(under: UInt8Array, laid: UInt8Array, planes: UInt8Array, look: Look, lit: Exposure, size: int) -> UInt8Array:
-    """Skin, shadow, loops and mask, one over the other."""
-    if lit.blur > 0.3:
-        laid = cv2.GaussianBlur(laid, (0, 0), lit.blur)
-    coverage = cv2.extractChannel(laid, 3)
-    loops = cv2.extractChannel(planes, 1)
+def _threaded(image: UInt8Array, view: View, matrix: Float64Array, look: Look, lit: Exposure) -> UInt8Array:
+    """A copy of the crop with loops or straps."""
+    result = image.copy()
+    if not view.threads:
+        return result
+    tone = [min(255.0, THREAD_SHADE * c * k) for c, k in zip(_grey(look.loops, lit.chroma), lit.colour, strict=True)]
+    enlarged = math.sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
+    for line, width in view.threads:
+        drawn = 16 * (line @ matrix[:, :2].T + matrix[:, 2])  # polylines takes sixteenths of a pixel
+        cv2.polylines(result, [drawn.astype(np.int32)], False, tone, max(1, round(width * enlarged)), cv2.LINE_AA, 4)
+    return cv2.addWeighted(result, THREAD_OPACITY, image, 1 - THREAD_OPACITY, 0)  # type: ignore[return-value]
+
+
+def _over(
+    under: UInt8Array, colour: UInt8Array, coverage: UInt8Array, look: Look, lit: Exposure, size: int
+) -> UInt8Array:
+    """Skin, shadow and mask, one over the other."""
+    if lit.blur > OWN_BLUR:
+        sigma = 0.85 * math.sqrt(lit.blur**2 - OWN_BLUR**2)
+        both = cv2.GaussianBlur(cv2.merge([colour, coverage]), (0, 0), sigma)
+        colour, coverage = cv2.cvtColor(both, cv2.COLOR_RGBA2RGB), cv2.extractChannel(both, 3)
     # A band of shadow around the mask, longer below and where the mask stands off.
     reach = max(1, round(2.2 * look.slack * size / 112))
-    shadow = cv2.blur(cv2.max(coverage, loops), (2 * reach + 1, 2 * reach + 1), anchor=(reach, 2 * reach))
+    shadow = cv2.blur(coverage, (2 * reach + 1, 2 * reach + 1), anchor=(reach, 2 * reach))
     shadow = cv2.convertScaleAbs(shadow, alpha=-0.55 * look.shadow, beta=255)
-    base = cv2.multiply(under, cv2.cvtColor(shadow, cv2.COLOR_GRAY2RGB), scale=1 / 255)
-    tone = [min(255, round(c * k)) for c, k in zip(_grey(look.loops, lit.chroma), lit.colour, strict=True)]
-    base = _mixed(base, np.array(tone, np.uint8), loops)
-    return _mixed(base, cv2.cvtColor(laid, cv2.COLOR_RGBA2RGB), coverage)
+    # What is left of the skin: its share of the pixel, shadowed.
+    rest = cv2.multiply(shadow, cv2.bitwise_not(coverage), scale=1 / 255)
+    skin = cv2.multiply(under, cv2.cvtColor(rest, cv2.COLOR_GRAY2RGB), scale=1 / 255)
+    return cv2.add(skin, cv2.multiply(colour, cv2.cvtColor(coverage, cv2.COLOR_GRAY2RGB), scale=1 / 255))  # type: ignore[return-value]
 
 
-def _mixed(under: UInt8Array, over: UInt8Array, weight: UInt8Array) -> UInt8Array:
-    """`over` (an image or one colour) on `under` with weights (h, w) 0..255."""
-    weights = cv2.cvtColor(weight, cv2.COLOR_GRAY2RGB)
-    if over.ndim == 1:
-        top = cv2.applyColorMap(weight, _scaled(over))
-    else:
-        top = cv2.multiply(over, weights, scale=1 / 255)
-    return cv2.add(top, cv2.multiply(under, cv2.bitwise_not(weights), scale=1 / 255))
+OWN_BLUR = 0.45
+"""How unsharp the mask is by its own sampling, sigma in pixels."""
 
+STRETCH = (0.80, 1.30)
+"""A jaw is taken for at most this much narrower or wider than the mean head's."""
 
 _MIRRORED = np.array([1, 0, 2, 4, 3])
 _LEVELS = np.arange(256, dtype=np.float32)[:, None]
@@ -167,11 +228,7 @@ _LEVELS = np.arange(256, dtype=np.float32)[:, None]
 
 def _lamp(lit: Exposure) -> UInt8Array:
     """(256, 1, 3) a table from brightness (128 = 1) to that of each channel under the light."""
-    return np.minimum(_LEVELS * lit.colour + 0.5, 255).astype(np.uint8)[:, None]
-
-
-def _scaled(colour: UInt8Array) -> UInt8Array:
-    return (_LEVELS * (colour.astype(np.float32) / 255) + 0.5).astype(np.uint8)[:, None]
+    return np.minimum(_LEVELS * np.array(lit.colour, np.float32) + 0.5, 255).astype(np.uint8)[:, None]
 
 
 def _grey(colour: RGB, chroma: float) -> RGB:

@@ -46,12 +46,13 @@ RGB = tuple[int, int, int]
 _LEVELS = np.arange(256, dtype=np.float32)[:, None]
 
 
-def texture(look: Look, height: int, width: int) -> UInt8Array:
+def texture(look: Look, height: int, width: int, side: float = 0.0) -> UInt8Array:
     """The mask laid flat.
 
     Args:
         look: kind, colours, pattern, folds, creases, print.
         height, width: H, W, pixels.
+        side: how much brighter it becomes from the left to the right, -0.5..0.5; 0 = evenly lit.
 
     Returns:
         (H, W, 4) uint8 RGBA, not multiplied by alpha. A new array.
@@ -63,6 +64,8 @@ def texture(look: Look, height: int, width: int) -> UInt8Array:
         look.wrinkles,
         128 - 128 * (look.folds + look.wrinkles),
     )
+    if side:
+        shade = cv2.addWeighted(shade, 1.0, _slope(height, width), side, -128 * side)
     pattern = _pattern_of(look, height, width)
     if pattern is None:
         colour = cv2.applyColorMap(shade, _lit(look.colour))
@@ -85,11 +88,10 @@ def _lit(colour: RGB) -> UInt8Array:
 
 def _second(look: Look) -> RGB:
     """The pattern's colour: clearly lighter or darker than the base, or of another hue."""
-    random = np.random.default_rng(look.pattern_seed % 1009)
     grey = sum(look.colour) / 3
-    target = 235.0 if grey < 110 else 28.0 if random.random() < 0.5 else 250.0 - grey
-    tint = random.random(3) * 90 - 45
-    r, g, b = (round(min(max(target + t, 5), 250)) for t in tint)
+    draw = (look.pattern_seed % 1009) * 2654435761 % 2**32  # Knuth's hash: a generator would take longer than the rest
+    target = 235 if grey < 110 else 28 if draw >> 31 else 250 - grey
+    r, g, b = (round(min(max(target + ((draw >> bits) & 63) * 1.4 - 45, 5), 250)) for bits in (4, 12, 20))
     return r, g, b
 
 
@@ -314,6 +316,14 @@ def _corners(kind: Kind, height: int, width: int) -> UInt8Array:
     x, y = np.minimum(u, 1 - u) * 1.6, np.minimum(v, 1 - v)
     outside = np.hypot((radius - x).clip(0), (radius - y).clip(0)) > radius
     return _averaged(255 * (1 - outside.astype(np.float32)), height, width)
+
+
+@lru_cache(maxsize=8)
+def _slope(height: int, width: int) -> UInt8Array:
+    """(H, W) 128 in the middle, darker to the left and brighter to the right as a cylinder's sides are."""
+    u = (np.arange(width, dtype=np.float32) + 0.5) / width
+    row = 128 + 120 * np.sin((u - 0.5) * 2.6)
+    return np.ascontiguousarray(np.broadcast_to(np.rint(row).astype(np.uint8), (height, width)))
 
 
 @lru_cache(maxsize=8)

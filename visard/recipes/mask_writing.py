@@ -211,7 +211,9 @@ def _folder(config: MaskCopyConfig, dataset: Any) -> Iterator[tuple[Path, Any]]:
     partial = config.out.parent / f".{config.out.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed command left
     partial.mkdir(parents=True)
-    names, renamed, points = FileNames(), [], []
+    names = FileNames()
+    renamed: list[tuple[str, str, str]] = []
+    points: list[Any] = []
 
     def add(made: Made) -> None:
         suffix = "png" if made.data.startswith(b"\x89PNG") else "jpg"
