@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from tests.config_readers import all_fields, fields_read
 from visard import config as configs
-from visard import config_augment, config_distill, config_heads
+from visard import config_augment, config_distill, config_heads, config_masks
 from visard.config import IResNetConfig, MobileFaceNetConfig, OptimConfig, Recipe, ScheduleConfig, from_dict, to_dict
 from visard.errors import UserError
 
-NAMES = {**vars(configs), **vars(config_augment), **vars(config_distill), **vars(config_heads)}
+NAMES = {**vars(configs), **vars(config_augment), **vars(config_distill), **vars(config_heads), **vars(config_masks)}
 CONFIGS = list(dict.fromkeys(c for c in NAMES.values() if dataclasses.is_dataclass(c) and isinstance(c, type)))
 SOURCES = sorted((Path(configs.__file__).parent).rglob("*.py"))
 

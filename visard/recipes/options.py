@@ -74,6 +74,11 @@ def refuse_idle(before: Recipe, recipe: Recipe) -> None:
         f"data.same_names does nothing: {source} is a single data set; it belongs to several, A + B",
     )
     _refuse_idle_augment(before.data.augment, recipe.data.augment)
+    masks, old_masks = recipe.data.masks, before.data.masks
+    _refuse(
+        masks.probability == 0 and masks != replace(old_masks, probability=0),
+        "data.masks: its settings do nothing while its probability is 0; give --data.masks.probability too",
+    )
 
 
 def _refuse_idle_augment(before: AugmentConfig, augment: AugmentConfig) -> None:
