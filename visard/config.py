@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from visard.config_augment import AugmentConfig
+from visard.config_augment import FramingConfig as FramingConfig
 from visard.config_backbones import BackboneConfig as BackboneConfig
 from visard.config_backbones import Checkpointing as Checkpointing
 from visard.config_backbones import ExpertsConfig as ExpertsConfig
@@ -75,6 +76,7 @@ class DataConfig:
     """Crop size in pixels; must be the data set's own unless `resize` allows another."""
     resize: bool = False
     """Resize crops of another size to `size` (costs time a crop)."""
+    framing: FramingConfig = field(default_factory=FramingConfig)
     flip_probability: float = 0.5
     """Chance that a crop is mirrored, drawn from (seed, epoch, image id)."""
     workers: int = 0
@@ -88,6 +90,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check(16 <= self.size <= 1024, f"data.size is {self.size} px; use 16 to 1024")
         _check(0 <= self.flip_probability <= 1, f"data.flip_probability is {self.flip_probability}; use 0 to 1")
+        _check(
+            self.framing.kind == "crop" or not self.resize,
+            "data.resize does nothing where data.framing.kind is photograph; leave it out",
+        )
         _check(self.workers >= 0, f"data.workers is {self.workers}; use 0 or more")
 
 

@@ -7,10 +7,35 @@ is done; lengths in pixels are those of a 112 px crop and scale with the crop.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from visard.errors import UserError
 
 Range = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramingConfig:
+    """What of an image becomes the crop."""
+
+    kind: Literal["crop", "photograph"] = "crop"
+    """crop: images are crops already and used whole. photograph: images of any shape, of which training sees a random
+    part, and evaluation the centre once the shorter side is 8/7 of the crop's (256 px for 224)."""
+    area: Range = (0.08, 1.0)
+    """photograph: of the random part, as part of the image."""
+    aspect: Range = (0.75, 4 / 3)
+    """photograph: width over height of the random part; its logarithm is uniform."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.kind == "photograph" or (self.area, self.aspect) == ((0.08, 1.0), (0.75, 4 / 3)),
+            "data.framing.area and aspect belong to kind photograph",
+        )
+        for name, value, lowest, highest in (("area", self.area, 0.001, 1.0), ("aspect", self.aspect, 0.1, 10.0)):
+            _check(
+                lowest <= value[0] <= value[1] <= highest,
+                f"data.framing.{name} is {value}; use two increasing numbers from {lowest} to {highest}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,7 @@ def main(config: EmbedConfig) -> Answer:
     if device is not None and device.type == "cuda" and device.index is None:
         device = choose_device(f"cuda:{dist.local_rank()}")
     embedder = load(config.model, config.device if device is None else str(device), batch_size=config.batch_size)
-    dataset = open_dataset(config.data, size=embedder.spec.input_size, resize=True)
+    dataset = open_dataset(config.data, size=embedder.spec.input_size, resize=True, framing=embedder.spec.framing)
     if (remark := unaligned_remark(dataset, config.data)) and os.environ.get("RANK", "0") == "0":
         say(remark)
     model_hash = hash_model(config.model)

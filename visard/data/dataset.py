@@ -23,9 +23,10 @@ from visard.data.formats.pair_bin import PairBinDataset
 from visard.data.formats.records import RecordDataset
 from visard.data.formats.retrieval_lists import RetrievalList, is_retrieval_list
 from visard.data.formats.shards import ShardDataset
+from visard.data.framing import Photographs, shorter_side
 from visard.data.parts import split_part
 from visard.errors import FormatError, UserError
-from visard.records import Float32Array, Int64Array, UInt8Array
+from visard.records import Float32Array, Framing, Int64Array, UInt8Array
 
 __all__ = [
     "BatchedDataset",
@@ -104,6 +105,7 @@ def open_dataset(
     *,
     same_names: SameNames = "apart",
     tolerant: bool = False,
+    framing: Framing = "crop",
 ) -> FaceDataset:
     """Opens whatever holds crops.
 
@@ -118,10 +120,16 @@ def open_dataset(
         resize: scale crops of another size to `size` instead of refusing them.
         same_names: what identities of one name in several sources are, see `JoinedDataset`.
         tolerant: open damaged records as far as they can be read, see `RecordDataset`.
+        framing: "photograph" = images may have any shape; crops are their centres, see `Photographs`.
 
     Raises:
         UserError: there is nothing of that kind, or its crops have another size.
     """
+    if framing == "photograph":
+        if size is None:
+            raise UserError(f"{source}: photographs need a size that they are cut to")
+        inner = open_dataset(source, shorter_side(size), resize=True, same_names=same_names, tolerant=tolerant)
+        return Photographs(inner, size)
     if size is None and resize:
         raise UserError("resize needs a size to resize to")
     text, path = str(source), Path(source)

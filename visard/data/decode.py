@@ -162,19 +162,34 @@ def _decoded_size(data: bytes) -> tuple[int, int] | None:
     return None if image is None else (image.shape[1], image.shape[0])
 
 
+def decode_whole(data: bytes, path: str | Path, offset: int | None = None) -> UInt8Array:
+    """(H, W, 3) uint8 RGB: an image of any shape as it is.
+
+    Raises:
+        FormatError: not a whole image.
+    """
+    check(data, 0, True, path, offset)
+    return _pixels(data, path, offset)
+
+
 def _decode(data: bytes, size: int, resize: bool, path: str | Path, offset: int | None) -> UInt8Array:
     check(data, size, resize, path, offset)
+    image = _pixels(data, path, offset)
+    if image.shape != (size, size, 3):
+        if not resize:
+            raise FormatError(path, f"the image's header and its {image.shape} pixels differ; {_REMEDY}", offset)
+        shrinks = image.shape[0] > size and image.shape[1] > size
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)  # type: ignore[assignment]
+    return image
+
+
+def _pixels(data: bytes, path: str | Path, offset: int | None) -> UInt8Array:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
         raise FormatError(path, f"the image cannot be decoded ({error.err}); {_REMEDY}", offset) from error
     if image is None:
         raise FormatError(path, f"the image cannot be decoded; {_REMEDY}", offset)
-    if image.shape != (size, size, 3):
-        if not resize:
-            raise FormatError(path, f"the image's header and its {image.shape} pixels differ; {_REMEDY}", offset)
-        shrinks = image.shape[0] > size and image.shape[1] > size
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return image  # type: ignore[return-value]
 
 

@@ -23,11 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from visard.config import DataConfig
+from visard.config import DataConfig, FramingConfig
 from visard.console import say
 from visard.data.augment import augmentation, in_order
 from visard.data.broken import readable
 from visard.data.dataset import BatchedDataset, BatchedPoints, FaceDataset, WritingDataset
+from visard.data.framing import Photographs
 from visard.data.lines import take
 from visard.data.sampler import EpochSampler
 from visard.data.slots import Slots
@@ -99,6 +100,7 @@ class Loader:
             skip_broken=config.broken == "skip",
             extras=extras,
             keep_clean=keep_clean,
+            framing=config.framing,
         )
         self.broken: dict[str, int] = {}
         """What was wrong with images that were replaced (`data.broken` = "skip") -> how often."""
@@ -184,8 +186,10 @@ class _BatchMaker(Dataset[dict[str, Any]]):
         skip_broken: bool = False,
         extras: Extras | None = None,
         keep_clean: bool = False,
+        framing: FramingConfig | None = None,
     ) -> None:
         self._extras, self._keep_clean = extras, keep_clean
+        self._framing = framing
         self._dataset, self._seed, self._flip_probability, self._augment = dataset, seed, flip_probability, augment
         self._skip_broken = skip_broken
         self.slots: Slots | None = None
@@ -221,7 +225,13 @@ class _BatchMaker(Dataset[dict[str, Any]]):
             images = np.empty((len(indices), dataset.size, dataset.size, 3), np.uint8)
         else:
             images = self.slots.rows(slot, len(indices))
-        _write_images(dataset, indices, flipped, images)
+        if self._framing is not None and isinstance(dataset, Photographs):
+            # a stream of its own: the augmentation's numbers do not depend on it
+            for index, stream, image in zip(indices.tolist(), streams, images, strict=True):
+                image[...] = dataset.part(index, self._framing, random.generator(f"{stream}\npart"))
+            _mirror(images, flipped)
+        else:
+            _write_images(dataset, indices, flipped, images)
         points = _points(dataset, indices)
         if points is not None:
             points[flipped] = mirror_points(points[flipped], dataset.size)
@@ -271,6 +281,11 @@ def _write_images(dataset: FaceDataset, indices: Int64Array, flipped: NDArray[np
     else:
         for index, image in zip(indices.tolist(), images, strict=True):
             image[...] = dataset.image(index)
+    _mirror(images, flipped)
+
+
+def _mirror(images: UInt8Array, flipped: NDArray[np.bool_]) -> None:
+    """Mirrors the crops where `flipped`, in place."""
     for row in np.flatnonzero(flipped).tolist():
         image = images[row]
         cv2.flip(image, 1, dst=image)

@@ -89,7 +89,7 @@ def main(config: ExportConfig) -> Answer:
     if config.out.suffix == ".pt":
         return export_torch(config.model, config.out)
     module, spec = load_module(config.model)
-    real = _real_crops(config.crops, spec.input_size) if config.crops else None
+    real = _real_crops(config.crops, spec) if config.crops else None
     parity = export_onnx(module, spec, config.out, crops=real, tolerance=config.tolerance)
     size_mb = config.out.stat().st_size / 1e6
     text = (
@@ -240,10 +240,10 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _real_crops(source: str, size: int) -> UInt8Array:
+def _real_crops(source: str, spec: ModelSpec) -> UInt8Array:
     from visard.data.dataset import open_dataset
 
-    dataset = open_dataset(source, size=size, resize=True)
+    dataset = open_dataset(source, size=spec.input_size, resize=True, framing=spec.framing)
     count = min(REAL_CROPS, len(dataset))
     if count == 0:
         raise UserError(f"{source}: no crops in it to compare on; name a data set that has some")

@@ -69,7 +69,7 @@ def scored(
                 f"{model}: these embeddings were made with flip {embeddings.flip}, not {flip}; "
                 f"embed again with --flip {flip}"
             )
-        dataset = open_dataset(data) if data else None
+        dataset = _open_embedded(data, embeddings) if data else None
         if dataset is not None and (strangers := set(embeddings.ids) - set(dataset.ids)):
             raise UserError(
                 f"{data}: is not what {model} was made from: {len(strangers):,} of its images are not in "
@@ -87,7 +87,12 @@ def scored(
 
 def open_for(spec: ModelSpec, data: str) -> FaceDataset:
     """A data set as the model needs it."""
-    return open_dataset(data, size=spec.input_size, resize=True)
+    return open_dataset(data, size=spec.input_size, resize=True, framing=spec.framing)
+
+
+def _open_embedded(data: str, embeddings: Embeddings) -> FaceDataset:
+    """The data set that embeddings are of, as their model saw it where it is known."""
+    return open_for(ModelSpec(**embeddings.spec), data) if embeddings.spec else open_dataset(data)
 
 
 def write_result(out: Path, result: Result, dataset: FaceDataset | None, *, pictures: bool, what: str) -> Result:

@@ -89,7 +89,7 @@ class _ValidationSet:
 
 def _open(entry: str, recipe: Recipe) -> _ValidationSet:
     source, _, how = entry.partition("::")
-    dataset = open_dataset(source, size=recipe.data.size, resize=True)
+    dataset = open_dataset(source, size=recipe.data.size, resize=True, framing=recipe.data.framing.kind)
     if dist.is_main() and (remark := unaligned_remark(dataset, source)):
         say(remark)
     name = source.partition(",")[0].replace(":", "_") if source.startswith("rendered:") else Path(source).stem

@@ -33,6 +33,10 @@ def with_kinds(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     if _given(overrides, "--schedule.kind") not in (None, recipe.schedule.kind):
         schedule = replace(recipe.schedule, kind="constant", milestones=(), gamma=0.1, power=2.0)
         recipe = replace(recipe, schedule=schedule)
+    framing = recipe.data.framing
+    if _given(overrides, "--data.framing.kind") not in (None, framing.kind):
+        data = replace(recipe.data, framing=type(framing)(), resize=False)
+        recipe = replace(recipe, data=data)
     optim = recipe.optim
     if _given(overrides, "--optim.kind") not in (None, optim.kind):
         own = {f.name: f.default for f in dataclasses.fields(optim) if f.name in OF_OPTIMIZER_KINDS}

@@ -317,6 +317,7 @@ def _carry_out(request: Request) -> Answer:
             resize=resize,
             same_names=recipe.data.same_names,
             tolerant=recipe.data.broken == "skip",
+            framing=recipe.data.framing.kind,
         )
 
     dataset = opened(recipe.data.size, resize=recipe.data.resize)

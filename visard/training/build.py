@@ -111,6 +111,7 @@ def build_parts(
     if recipe.run.init and not resume:
         start, matching = Path(recipe.run.init), recipe.run.init_centres
         spec, notes = start_from(start, backbone, head, spec, dataset.identities, centres=matching)
+    spec = replace(spec, template="none" if recipe.data.framing.kind == "photograph" else "arcface")
     if isinstance(head, DistillHead) and teacher is not None:
         notes = (*notes, *teacher.notes)
         if not resume:
