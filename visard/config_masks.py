@@ -6,8 +6,7 @@ done. Shares need not sum to 1: they are divided by their sum.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
 
 from visard.errors import UserError
 
@@ -24,7 +23,7 @@ class KindShares:
     respirator: float = 0.05
 
     def __post_init__(self) -> None:
-        _shares("kinds", self)
+        _check_shares("kinds", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ class WearingShares:
     chin: float = 0.05
 
     def __post_init__(self) -> None:
-        _shares("wearings", self)
+        _check_shares("wearings", self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,24 +55,10 @@ class MaskConfig:
         _check(0 <= self.probability <= 1, f"data.masks.probability is {self.probability}; use 0 to 1")
         _check(0 <= self.uv_share <= 1, f"data.masks.uv_share is {self.uv_share}; use 0 to 1")
 
-    @property
-    def kind_shares(self) -> tuple[float, ...]:
-        """Of the kinds, in their order, of sum 1."""
-        return _of_sum_1(astuple(self.kinds))
 
-    @property
-    def wearing_shares(self) -> tuple[float, ...]:
-        """Of the wearings, likewise."""
-        return _of_sum_1(astuple(self.wearings))
-
-
-def _of_sum_1(shares: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(share / sum(shares) for share in shares)
-
-
-def _shares(name: str, values: Any) -> None:
-    numbers = [getattr(values, f.name) for f in fields(values)]
-    good = all(0 <= number < float("inf") for number in numbers) and sum(numbers) > 0
+def _check_shares(name: str, values: KindShares | WearingShares) -> None:
+    shares = [getattr(values, f.name) for f in fields(values)]
+    good = all(0 <= share < float("inf") for share in shares) and sum(shares) > 0
     _check(good, f"data.masks.{name}: shares must not be negative, and one of them above 0")
 
 

@@ -21,13 +21,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from visard.config_masks import MaskConfig
+from visard.config_masks import KindShares, MaskConfig, WearingShares
 from visard.functional import geometry
 from visard.masks import template
 from visard.masks.records import DRAWN, WEARINGS, Look, Masked, Refusal, draw_look
 from visard.records import Float32Array, UInt8Array
 
-__all__ = ["TOOLS", "MaskAugment", "jpeg", "mask_augment", "template_points", "tool"]
+__all__ = ["TOOLS", "MaskAugment", "jpeg", "mask_augment", "shares_of", "template_points", "tool"]
 
 Wear = Callable[[UInt8Array, Float32Array, Look], Masked | Refusal]
 
@@ -74,7 +74,14 @@ class MaskAugment:
 
     @cached_property
     def _shares(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return self.config.kind_shares, self.config.wearing_shares
+        return shares_of(self.config.kinds, self.config.wearings)
+
+
+def shares_of(kinds: KindShares, wearings: WearingShares) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """How often each of `records.KINDS` and `records.WEARINGS` is drawn; each of sum 1."""
+    first = (kinds.surgical, kinds.cloth, kinds.kn95, kinds.n95, kinds.bandana, kinds.respirator)
+    second = (wearings.right, wearings.under_nose, wearings.chin)
+    return tuple(share / sum(first) for share in first), tuple(share / sum(second) for share in second)
 
 
 def tool(name: str) -> Wear:

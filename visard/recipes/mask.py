@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from visard.config_masks import KindShares, MaskConfig, WearingShares
+from visard.config_masks import KindShares, WearingShares
 from visard.console import Answer
 from visard.errors import UserError
 
@@ -77,10 +77,6 @@ class MaskCopyConfig:
         _check(not self.own_points or self.own is not None, "--own-points belongs to --own MASK.png")
         _check(self.own is None or self.tool != "uv", "--own is for the 2D tool; choose --tool template")
         _check(self.own is None or self.other_tool is None, "--own and --other-tool exclude each other")
-
-    @property
-    def masks(self) -> MaskConfig:
-        return MaskConfig(probability=self.probability, kinds=self.kinds, wearings=self.wearings)
 
 
 @dataclass(frozen=True)

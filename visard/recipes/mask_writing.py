@@ -26,7 +26,7 @@ from visard.data.transforms import SampleRandom
 from visard.data.writer import DatasetWriter
 from visard.errors import UserError
 from visard.masks import template
-from visard.masks.augment import template_points, tool
+from visard.masks.augment import shares_of, template_points, tool
 from visard.masks.own import read_own
 from visard.masks.records import REFUSALS, Masked, draw_look
 from visard.masks.shapes import TEXTURE
@@ -140,8 +140,7 @@ def _make(
         generator = random.generator(source)
         drawn, by_uv = generator.random(2).tolist()
         if drawn < config.probability:
-            masks = config.masks
-            look = draw_look(generator, masks.kind_shares, masks.wearing_shares)
+            look = draw_look(generator, *shares_of(config.kinds, config.wearings))
             points, origin = points_of(job.row, image)
             name = "template" if own is not None else "uv" if by_uv < 0.5 else "template"
             name = job.tool if job.tool != "mix" else name
