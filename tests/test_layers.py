@@ -22,7 +22,8 @@ FLOORS = {
     "config_distill": 0, "config_heads": 0, "config_json": 0, "config_masks": 0,
     "console": 0, "signals": 0, "wording": 0, "device": 0, "dist": 0, "pages": 0, "functional": 0, "completion": 0,
     "kernels": 1, "data": 1, "masks": 1, "backbones": 1,
-    "align": 2, "heads": 2, "runtime": 2, "embed_journal": 2,  # align writes the prepared data set that data defines
+    "embed_files": 2, "embed_journal": 2,
+    "align": 2, "heads": 2, "runtime": 2,  # align writes the prepared data set that data defines
     "embed": 3, "checkpoint": 3,
     "training": 4, "protocols": 4, "deploy": 4, "cleaning": 4,
     "report": 5, "search": 5, "recipes": 5,

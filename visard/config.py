@@ -22,6 +22,7 @@ from visard.config_backbones import MobileFaceNetConfig as MobileFaceNetConfig
 from visard.config_backbones import ResNetConfig as ResNetConfig
 from visard.config_backbones import ViTConfig as ViTConfig
 from visard.config_distill import DistillConfig as DistillConfig
+from visard.config_distill import check_fit
 from visard.config_heads import AdaFaceConfig as AdaFaceConfig
 from visard.config_heads import AnyMarginConfig as AnyMarginConfig
 from visard.config_heads import CurricularFaceConfig as CurricularFaceConfig
@@ -68,6 +69,11 @@ class DataConfig:
     """A prepared data set (directory), an image folder, a .rec, .bin or .tar file, a list of images, or
     `rendered:IDENTITIESxIMAGES[,seed=0][,first=0]`; or several: `A + B * 2` (every image of B twice), or a .json
     file."""
+    unlabelled: str = ""
+    """A data set like `source` (or several) whose labels are not looked at, joined to it: a teacher's embeddings of its
+    images are learnt, mixed into the batches by number."""
+    labels: Literal["used", "ignored"] = "used"
+    """ignored: no label of `source` is looked at; what is learnt is the teacher's alone."""
     same_names: Literal["apart", "merge"] = "apart"
     """Whether people of equal names in several sources are two (called SOURCE/NAME) or one."""
     broken: Literal["error", "skip"] = "error"
@@ -264,6 +270,7 @@ class Recipe:
             self.backbone.input_size == self.data.size,
             f"backbone.input_size {self.backbone.input_size} and data.size {self.data.size} differ; give both the same",
         )
+        check_fit(self)
         k, batch = self.data.sampler.images_per_identity, self.run.batch_global
         _check(
             self.data.sampler.kind != "identities" or (batch % k == 0 and batch >= 2 * k),

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from visard.errors import UserError
+
+if TYPE_CHECKING:
+    from visard.config import Recipe
 
 Method = Literal[
     "none", "margin", "angular", "triplet-l2", "triplet-cos", "margin-kd", "bigface", "soft-target", "relational"
@@ -110,10 +113,6 @@ class DistillConfig:
     def _check_method(self) -> None:
         given = bool(self.teacher) or (self.embeddings == "cached" and bool(self.cache))
         _check(
-            given or not self.uses_teacher,
-            f"distill.method {self.method} needs a teacher; give --distill.teacher MODEL or --distill.cache DIR",
-        )
-        _check(
             self.uses_teacher or not given,
             f"distill.teacher does nothing: margins are fixed and centres {self.centres}; leave it out",
         )
@@ -183,6 +182,81 @@ class DistillConfig:
             or (self.method == "margin" and self.margins == "per-image")
             or self.centres.startswith("teacher")
         )
+
+
+def check_fit(recipe: Recipe) -> None:
+    """Raises UserError where a recipe's distillation and its other sections contradict each other."""
+    config, head, data, method = recipe.distill, recipe.head, recipe.data, recipe.distill.method
+    uniform = data.sampler.kind == "uniform"
+    without_labels, unlabelled_too = ", ".join(WITHOUT_LABELS), ", ".join((*WITHOUT_LABELS, *SOFT))
+    _check(
+        data.labels == "used" or method in WITHOUT_LABELS,
+        f"data.labels ignored needs a distill.method that uses none: {without_labels}",
+    )
+    _check(
+        data.labels == "used" or config.hard_weight in (0, WEIGHTS[method][1]),
+        "distill.hard_weight does nothing while data.labels are ignored",
+    )
+    _check(
+        data.labels == "used" or (config.centres in ("auto", "new") and recipe.run.init_centres == "by-name"),
+        "distill.centres and run.init_centres do nothing while data.labels are ignored: there are no classes",
+    )
+    _check(
+        not data.unlabelled or method in (*WITHOUT_LABELS, *SOFT),
+        f"data.unlabelled needs a distill.method that learns from images without labels: {unlabelled_too}",
+    )
+    _check(
+        not data.unlabelled or data.labels == "used",
+        "data.unlabelled is no different from data.source while data.labels are ignored; join them: A + B",
+    )
+    _check(
+        uniform or (data.labels == "used" and not data.unlabelled),
+        f"data.sampler.kind {data.sampler.kind} draws by labels; images without one need uniform",
+    )
+    if method == "none":
+        return
+    combined = head.margin.kind == "combined"
+    if method == "margin" and config.margins == "per-image":
+        _check(combined, f"distill.method margin takes the place of m2; head.margin.kind {head.margin.kind} has none")
+        m2 = head.margin.m2 if head.margin.kind == "combined" else config.margin_max
+        _check(
+            m2 == config.margin_max,
+            f"head.margin.m2 is {m2}, but images' own margins go up to distill.margin_max {config.margin_max}; "
+            "give both the same",
+        )
+    _check(
+        method != "margin-kd" or combined,
+        f"distill.method margin-kd needs head.margin.kind combined: {head.margin.kind} depends on the student's norms",
+    )
+    _check(
+        not head.queue.size or not (method in ("margin", *SOFT) or config.frozen),
+        f"head.queue does not go with distill.method {method} or frozen centres; leave it out",
+    )
+    _check(
+        method not in TRIPLETS or data.sampler.kind == "identities",
+        f"distill.method {method} needs several images of each person in a batch; give --data.sampler.kind identities",
+    )
+    _check(
+        method not in (*TRIPLETS, "relational") or recipe.run.micro_batches == 1,
+        f"distill.method {method} compares all images of a step; run.micro_batches must be 1",
+    )
+    teachers = config.centres.startswith("teacher")
+    _check(
+        not teachers or head.subcentres == 1,
+        f"distill.centres {config.centres} needs head.subcentres 1: the teacher has one centre a class",
+    )
+    _check(
+        not teachers or recipe.run.init_centres == "by-name",
+        f"run.init_centres does nothing: distill.centres {config.centres} are where they start",
+    )
+    _check(
+        config.has_classes or recipe.run.init_centres == "by-name",
+        f"run.init_centres does nothing: distill.method {method} learns no classes while distill.hard_weight is 0",
+    )
+    _check(
+        not config.frozen or head.unsampled == "untouched",
+        "head.unsampled does nothing while distill.centres are frozen",
+    )
 
 
 def _check(condition: bool, message: str) -> None:

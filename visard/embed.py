@@ -16,16 +16,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -37,17 +36,19 @@ from visard.console import Answer, progress, say
 from visard.data.dataset import BatchedDataset, FaceDataset, open_dataset
 from visard.data.unaligned import unaligned_remark
 from visard.device import choose_device
-from visard.errors import FormatError, Interrupted, UserError
-from visard.records import Embeddings, Float32Array, Int64Array, ModelSpec, UInt8Array
+from visard.embed_files import FORMAT, write_sidecars
+from visard.embed_files import is_embeddings as is_embeddings
+from visard.embed_files import load_embeddings as load_embeddings
+from visard.embed_files import save_embeddings as save_embeddings
+from visard.errors import Interrupted, UserError
+from visard.records import Embeddings, Float32Array, Int64Array, UInt8Array
 from visard.runtime import Embedder, Flip, find_model, load
 
-FORMAT = 1
 JOURNAL_SECONDS = 5.0
 BATCHES_AHEAD = 3
 """Batches decoded while one is embedded."""
 DECODING_THREADS = min(4, os.cpu_count() or 1)
 """Decoding runs outside Python's lock."""
-NORM_ROWS = 65536
 
 
 Rows = range | Int64Array
@@ -208,9 +209,8 @@ def embed_to_directory(
     """
     partial = _partial(out)
     # Embeddings checks the ids before hours are spent on them.
-    header = Embeddings(
-        np.empty((len(dataset), 0), np.float32), tuple(dataset.ids), _labels(dataset), asdict(embedder.spec), flip
-    )
+    nothing = np.empty((len(dataset), 0), np.float32)
+    header = Embeddings(nothing, tuple(dataset.ids), _labels(dataset), asdict(embedder.spec), flip, weights=model_hash)
     key = _key(header, model_hash, dtype)
     shape = len(dataset), _dim(embedder, flip)
     rows_done = embed_journal.begin(partial, key, shape, dtype) if dist.is_main() else []
@@ -237,68 +237,13 @@ def embed_to_directory(
             vectors.flush()
             embed_journal.write_journal(partial, key, noted)
     if dist.is_main():
-        _write_sidecars(partial, Embeddings(vectors, header.ids, header.labels, header.spec, flip), model_hash)
+        write_sidecars(partial, replace(header, vectors=vectors))
         os.replace(partial, out)
         for journal in embed_journal.journal_files(out):
             journal.unlink()
     dist.barrier()
     vectors = np.load(out / "vectors.npy", mmap_mode="r")
-    return Embeddings(vectors, header.ids, header.labels, header.spec, flip)
-
-
-def save_embeddings(embeddings: Embeddings, directory: str | Path) -> None:
-    """Writes an embeddings directory, complete or not at all.
-
-    Raises:
-        UserError: the directory exists.
-    """
-    directory = Path(directory)
-    if directory.exists():
-        raise UserError(f"{directory} exists; choose another name or remove it")
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        np.save(temporary / "vectors.npy", np.ascontiguousarray(embeddings.vectors, dtype=np.float32))
-        _write_sidecars(temporary, embeddings)
-        os.replace(temporary, directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def is_embeddings(path: str | Path) -> bool:
-    """Whether `path` is an embeddings directory, as opposed to a model."""
-    return (Path(path) / "vectors.npy").is_file()
-
-
-def load_embeddings(directory: str | Path) -> Embeddings:
-    """Embeddings from their directory, the vectors memory-mapped.
-
-    Only vectors.npy and ids.txt are needed; without labels.npy all are unlabelled, without spec.json the model is
-    unknown.
-
-    Raises:
-        UserError: the directory is not there, or its files do not belong together.
-        FormatError: a file does not hold what it should.
-    """
-    directory = Path(directory)
-    if not is_embeddings(directory):
-        raise UserError(f"{directory}: no embeddings here (vectors.npy is missing); make them with `visard embed`")
-    vectors = _load_array(directory / "vectors.npy", np.floating, 2)
-    if vectors.dtype != np.float32:
-        vectors = np.asarray(vectors, dtype=np.float32)
-    ids_path = directory / "ids.txt"
-    if not ids_path.is_file():
-        raise UserError(f"{directory}: ids.txt is missing; write one image id a line, in the order of vectors.npy")
-    text = ids_path.read_text(encoding="utf-8", errors="surrogateescape")
-    ids = tuple(text.removesuffix("\n").split("\n")) if text else ()
-    labels_path, spec_path = directory / "labels.npy", directory / "spec.json"
-    if labels_path.is_file():
-        labels = np.asarray(_load_array(labels_path, np.integer, 1), dtype=np.int64)
-    else:
-        labels = np.full(len(ids), -1, dtype=np.int64)
-    spec, flip = _read_spec(spec_path) if spec_path.is_file() else ({}, "none")
-    return Embeddings(vectors, ids, labels, spec, flip)
+    return replace(header, vectors=vectors)
 
 
 def hash_model(path: str | Path) -> str:
@@ -414,45 +359,3 @@ def _key(header: Embeddings, model_hash: str, dtype: Dtype) -> str:
 
 def _partial(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
-
-
-def _write_sidecars(directory: Path, embeddings: Embeddings, model_hash: str = "") -> None:
-    if any("\n" in image_id or "\r" in image_id for image_id in embeddings.ids):
-        raise UserError("embeddings: an image id holds a line break; rename the image")
-    vectors = embeddings.vectors
-    blocks = [vectors[start : start + NORM_ROWS] for start in range(0, len(vectors), NORM_ROWS)]
-    norms = [np.linalg.norm(block.astype(np.float32), axis=1) for block in blocks]  # never a second copy of all vectors
-    np.save(directory / "norms.npy", np.concatenate([np.empty(0, np.float32), *norms]))
-    np.save(directory / "labels.npy", embeddings.labels)
-    text = "".join(f"{image_id}\n" for image_id in embeddings.ids)
-    (directory / "ids.txt").write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
-    spec = {"format": FORMAT, "flip": embeddings.flip, "model": embeddings.spec, "weights": model_hash}
-    (directory / "spec.json").write_text(json.dumps(spec, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _load_array(path: Path, kind: type[np.floating[Any]] | type[np.integer[Any]], dimensions: int) -> np.ndarray:
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise FormatError(path, f"is not a whole .npy array ({error}); make the embeddings again") from error
-    if not np.issubdtype(array.dtype, kind) or array.ndim != dimensions:
-        raise FormatError(
-            path,
-            f"expected {dimensions} dimensions of {kind.__name__}, got {array.dtype} {array.shape}; make them again",
-        )
-    return array
-
-
-def _read_spec(path: Path) -> tuple[dict[str, Any], str]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        spec, flip, version = values["model"], values["flip"], values["format"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise FormatError(
-            path, f"is not the spec.json of embeddings ({error}); remove it if the model is unknown"
-        ) from error
-    if version != FORMAT or flip not in ("none", "sum", "concat"):
-        raise FormatError(path, f"format {version!r} with flip {flip!r} is not known, format {FORMAT} is; embed again")
-    if spec:
-        ModelSpec.from_json(json.dumps(spec), where=f"{path}: model")
-    return spec, flip

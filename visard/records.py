@@ -241,6 +241,7 @@ class Embeddings:
         labels: (N,) int64, -1 = unlabelled.
         spec: the model's spec, as a dict; {} for embeddings from elsewhere.
         flip: "none", "sum" or "concat": what was done with the mirrored view.
+        weights: hash of the model's weights, see `embed.hash_model`; "" = not known.
     """
 
     vectors: Float32Array
@@ -248,6 +249,7 @@ class Embeddings:
     labels: Int64Array
     spec: dict[str, Any]
     flip: str = "none"
+    weights: str = ""
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.ids) or len(self.labels) != len(self.ids):

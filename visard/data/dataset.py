@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -106,6 +106,7 @@ def open_dataset(
     same_names: SameNames = "apart",
     tolerant: bool = False,
     framing: Framing = "crop",
+    unlabelled: str = "",
 ) -> FaceDataset:
     """Opens whatever holds crops.
 
@@ -119,6 +120,8 @@ def open_dataset(
         size: S the caller needs, pixels; None takes the data set's own (112 for rendered faces).
         resize: scale crops of another size to `size` instead of refusing them.
         same_names: what identities of one name in several sources are, see `JoinedDataset`.
+        unlabelled: more sources, joined as by `A + B`, whose labels are not looked at; a `.json` file has
+            "labelled": false for such.
         tolerant: open damaged records as far as they can be read, see `RecordDataset`.
         framing: "photograph" = images may have any shape; crops are their centres, see `Photographs`.
 
@@ -128,11 +131,16 @@ def open_dataset(
     if framing == "photograph":
         if size is None:
             raise UserError(f"{source}: photographs need a size that they are cut to")
-        inner = open_dataset(source, shorter_side(size), resize=True, same_names=same_names, tolerant=tolerant)
+        side = shorter_side(size)
+        inner = open_dataset(source, side, resize=True, same_names=same_names, tolerant=tolerant, unlabelled=unlabelled)
         return Photographs(inner, size)
     if size is None and resize:
         raise UserError("resize needs a size to resize to")
     text, path = str(source), Path(source)
+    if unlabelled:
+        parts, of_file = _parts_of(text)
+        more = [replace(part, labelled=False) for part in _parts_of(unlabelled)[0]]
+        return _join([*parts, *more], size, resize, of_file or same_names, tolerant)
     if not path.exists():
         if " + " in text or " * " in text:
             parts = [_part(part, Path()) for part in text.split(" + ")]
@@ -172,6 +180,7 @@ class _Part:
     source: str
     name: str = ""
     weight: float = 1.0
+    labelled: bool = True
 
 
 def _join(
@@ -180,8 +189,17 @@ def _join(
     opened = []
     for part in parts:
         dataset = open_dataset(part.source, size, resize, same_names=same_names, tolerant=tolerant)
-        opened.append(Source(name=part.name, dataset=dataset, weight=part.weight))
+        opened.append(Source(name=part.name, dataset=dataset, weight=part.weight, labelled=part.labelled))
     return JoinedDataset(opened, same_names)
+
+
+def _parts_of(source: str) -> tuple[list[_Part], SameNames | None]:
+    """The sources that a text names, one or several; and how a `.json` file wants equal names treated."""
+    if not Path(source).exists():
+        return [_part(part, Path()) for part in source.split(" + ")], None
+    if Path(source).suffix == ".json":
+        return _read_sources(Path(source))
+    return [_in_folder(source, "", 1.0, Path())], None
 
 
 def _part(text: str, folder: Path) -> _Part:

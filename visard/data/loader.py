@@ -98,6 +98,7 @@ class Loader:
             config.flip_probability,
             augment,
             skip_broken=config.broken == "skip",
+            labels_ignored=config.labels == "ignored",
             extras=extras,
             keep_clean=keep_clean,
             framing=config.framing,
@@ -184,10 +185,12 @@ class _BatchMaker(Dataset[dict[str, Any]]):
         augment: Augment | None,
         *,
         skip_broken: bool = False,
+        labels_ignored: bool = False,
         extras: Extras | None = None,
         keep_clean: bool = False,
         framing: FramingConfig | None = None,
     ) -> None:
+        self._labels_ignored = labels_ignored
         self._extras, self._keep_clean = extras, keep_clean
         self._framing = framing
         self._dataset, self._seed, self._flip_probability, self._augment = dataset, seed, flip_probability, augment
@@ -214,7 +217,7 @@ class _BatchMaker(Dataset[dict[str, Any]]):
         ids = take(dataset.ids, indices)
         if self._labels is None:
             self._labels = dataset.labels
-        labels = self._labels[indices]
+        labels = np.full(len(indices), -1, np.int64) if self._labels_ignored else self._labels[indices]
         if self._random.epoch != epoch:
             self._random = SampleRandom(self._seed, epoch)
         random = self._random

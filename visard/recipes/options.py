@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import replace
 
-from visard.config import HeadConfig, Recipe, from_dict, to_dict
+from visard.config import DistillConfig, HeadConfig, Recipe, from_dict, to_dict
 from visard.config_augment import AugmentConfig
+from visard.config_distill import WEIGHTS
 from visard.errors import UserError
 
 OF_OPTIMIZER_KINDS = ("momentum", "nesterov", "beta1", "beta2", "eps")
@@ -41,6 +42,15 @@ def with_kinds(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     if _given(overrides, "--optim.kind") not in (None, optim.kind):
         own = {f.name: f.default for f in dataclasses.fields(optim) if f.name in OF_OPTIMIZER_KINDS}
         recipe = replace(recipe, optim=replace(optim, **own))
+    method = _given(overrides, "--distill.method")
+    if method not in (None, recipe.distill.method):
+        # What the old method has filled in is not the new one's own; the teacher stays.
+        old = recipe.distill
+        new = DistillConfig()
+        if method in WEIGHTS:
+            kept = {"teacher": old.teacher, "embeddings": old.embeddings, "cache": old.cache, "view": old.view}
+            new = from_dict(DistillConfig, {"method": method, **kept}, where="--distill.method: distill")
+        recipe = replace(recipe, distill=new)
     sampler = recipe.data.sampler
     if _given(overrides, "--data.sampler.kind") not in (None, sampler.kind):
         recipe = replace(recipe, data=replace(recipe.data, sampler=type(sampler)()))
@@ -71,8 +81,20 @@ def refuse_idle(before: Recipe, recipe: Recipe) -> None:
         queue.compensation != before.head.queue.compensation and queue.size == 0,
         "head.queue.compensation does nothing without a queue; give --head.queue.size too",
     )
+    distill = recipe.distill
+    _refuse(
+        recipe.head != before.head and distill.method != "none" and not _has_classes(recipe),
+        f"head.* does nothing: distill.method {distill.method} learns no classes here",
+    )
+    augmented = recipe.data.masks.probability > 0 or any(
+        getattr(recipe.data.augment, part.name).probability > 0 for part in dataclasses.fields(recipe.data.augment)
+    )
+    _refuse(
+        distill.view == "augmented" and before.distill.view == "clean" and not augmented,
+        "distill.view augmented does nothing without an augmentation; give --augment NAME or --data.masks too",
+    )
     source = recipe.data.source
-    several = " + " in source or " * " in source or source.endswith(".json")
+    several = " + " in source or " * " in source or source.endswith(".json") or bool(recipe.data.unlabelled)
     _refuse(
         recipe.data.same_names != before.data.same_names and bool(source) and not several,
         f"data.same_names does nothing: {source} is a single data set; it belongs to several, A + B",
@@ -83,6 +105,10 @@ def refuse_idle(before: Recipe, recipe: Recipe) -> None:
         masks.probability == 0 and masks != replace(old_masks, probability=0),
         "data.masks: its settings do nothing while its probability is 0; give --data.masks.probability too",
     )
+
+
+def _has_classes(recipe: Recipe) -> bool:
+    return recipe.data.labels == "used" and recipe.distill.has_classes
 
 
 def _refuse_idle_augment(before: AugmentConfig, augment: AugmentConfig) -> None:

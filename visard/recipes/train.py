@@ -318,6 +318,7 @@ def _carry_out(request: Request) -> Answer:
             same_names=recipe.data.same_names,
             tolerant=recipe.data.broken == "skip",
             framing=recipe.data.framing.kind,
+            unlabelled=paths.data.unlabelled,
         )
 
     dataset = opened(recipe.data.size, resize=recipe.data.resize)

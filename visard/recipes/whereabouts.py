@@ -35,7 +35,8 @@ def located(recipe: Recipe) -> Recipe:
     init = _place(run.init, run) or run.init
     teacher, cache = (_place(path, run) or path for path in (recipe.distill.teacher, recipe.distill.cache))
     distill = replace(recipe.distill, teacher=teacher, cache=cache)
-    data = replace(recipe.data, source=source)
+    unlabelled = _each_path(recipe.data.unlabelled, lambda path: _found(path, run, saved, "--data.unlabelled SOURCE"))
+    data = replace(recipe.data, source=source, unlabelled=unlabelled)
     return replace(recipe, data=data, run=replace(run, val=val, init=init), distill=distill)
 
 
@@ -88,7 +89,9 @@ def _found(path: str, run: RunConfig, saved: Path, option: str) -> str:
 
 
 def _place(path: str, run: RunConfig) -> str | None:
-    """`path` as it can be opened from here; None if it is nowhere."""
+    """`path` as it can be opened from here; None if it is nowhere, or none is named."""
+    if not path:
+        return None
     if run.started_in and not _is_here(run.started_in):
         started = os.path.join(run.started_in, path)
         if _is_there(started):

@@ -18,6 +18,7 @@ from visard import dist
 from visard.backbones import build
 from visard.backbones.recompute import set_checkpointing
 from visard.config import Recipe
+from visard.config_distill import COMPARED
 from visard.data.augment import in_order
 from visard.data.dataset import FaceDataset
 from visard.data.loader import Loader
@@ -94,28 +95,28 @@ def build_parts(
     Raises:
         UserError: no identities to train on, or a start model of another shape.
     """
-    if len(dataset.identities) < 2:
+    identities: Sequence[str] = dataset.identities if recipe.data.labels == "used" else ()
+    if len(identities) < 2 and recipe.data.labels == "used":
         raise UserError(
             f"{recipe.data.source}: {len(dataset.identities)} identities; training needs at least 2 "
             "(images in folders named after the people in them)"
         )
+    # Before the seed: loading a network draws numbers, and a cache that is there already needs none.
+    teacher = open_teacher(recipe, dataset, device, at_size)
     torch.manual_seed(recipe.run.seed)
     backbone = build(recipe.backbone)
     set_checkpointing(backbone, recipe.run.checkpointing)
-    head: Head = build_head(len(dataset.identities), recipe.backbone.embedding_dim, recipe.head, device)
-    teacher = open_teacher(recipe, dataset, device, at_size)
-    if recipe.distill.method != "none":
-        head = with_teacher(recipe, head, teacher)
+    head = head_of(recipe, len(identities), teacher, device)
     spec = replace(spec_for(recipe.backbone), origin=f"visard train {recipe.name}")
     notes: tuple[str, ...] = ()
     if recipe.run.init and not resume:
         start, matching = Path(recipe.run.init), recipe.run.init_centres
-        spec, notes = start_from(start, backbone, head, spec, dataset.identities, centres=matching)
+        spec, notes = start_from(start, backbone, head, spec, identities, centres=matching)
     spec = replace(spec, template="none" if recipe.data.framing.kind == "photograph" else "arcface")
     if isinstance(head, DistillHead) and teacher is not None:
         notes = (*notes, *teacher.notes)
         if not resume:
-            notes = (*notes, *start_distillation(head, teacher, recipe, list(dataset.identities)))
+            notes = (*notes, *start_distillation(head, teacher, recipe, identities))
     backbone, head = backbone.to(device), head.to(device)
     if recipe.run.channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -166,23 +167,30 @@ def build_parts(
         images=len(dataset),
         images_global=sampler.images_per_step,
         images_most=sampler.most_per_rank,
-        identities=dataset.identities,
+        identities=identities,
         notes=notes,
         teach=_nothing if teacher is None else teacher.fill,
     )
 
 
-def with_teacher(recipe: Recipe, base: Head, teacher: Teacher | None) -> DistillHead:
-    """The margin head with the teacher's term, without the former where no label is used."""
-    config, sampler = recipe.distill, recipe.data.sampler
-    dim = recipe.backbone.embedding_dim
-    return DistillHead(
-        base if config.has_classes else None,
-        config,
-        dim,
-        dim if teacher is None else teacher.dim,
-        sampler.images_per_identity - 1,
-    )
+def head_of(recipe: Recipe, classes: int, teacher: Teacher | None, device: torch.device) -> Head:
+    """The margin head of a recipe, with the teacher's term if it distils; that alone where no classes are learnt."""
+    config, dim = recipe.distill, recipe.backbone.embedding_dim
+    wanted = config.has_classes and recipe.data.labels == "used"
+    base = build_head(classes, dim, recipe.head, device) if wanted or config.method == "none" else None
+    if config.method == "none":
+        assert base is not None
+        return base
+    teacher_dim = dim if teacher is None else teacher.dim
+    sizes = f"the teacher's embeddings have {teacher_dim} dimensions, the student's {dim}"
+    if config.projection == "pca" and teacher_dim <= dim:
+        raise UserError(f"distill.projection pca takes off dimensions, but {sizes}; use none or learned")
+    compared = config.method in COMPARED or (config.method == "margin" and config.needs_teacher_centres)
+    if compared and config.projection == "none" and teacher_dim != dim:
+        raise UserError(f"{sizes}; give --distill.projection pca" + (" or learned" * (config.method in COMPARED)))
+    if config.centres.startswith("teacher") and config.projection != "pca" and teacher_dim != dim:
+        raise UserError(f"distill.centres {config.centres}: {sizes}; use pca or new centres")
+    return DistillHead(base, config, dim, teacher_dim, recipe.data.sampler.images_per_identity - 1)
 
 
 def _nothing(batch: Batch) -> Batch:

@@ -73,7 +73,7 @@ def start_from(
     backbone.load_state_dict(module.state_dict())
     spec = replace(found, origin=f"{spec.origin}, started from {path.name} ({found.origin})", visard=spec.visard)
     weights = f"weights from {path}"
-    if centres == "class-means":
+    if centres == "class-means" or head.class_centres() is None:
         return spec, (weights,)
     taken = _in_order(path, head, identities) if centres == "in-order" else _by_name(path, head, identities)
     return spec, (weights, taken)

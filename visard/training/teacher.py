@@ -94,6 +94,8 @@ def open_teacher(recipe: Recipe, dataset: FaceDataset, device: torch.device, at_
     config = recipe.distill
     if not config.uses_teacher:
         return None
+    if not config.teacher and (not config.cache or config.embeddings == "beside"):
+        raise UserError(f"distill.method {config.method} needs a teacher; give --distill.teacher MODEL")
     if config.embeddings == "beside":
         return _beside(recipe, dataset, device)
     directory = Path(config.cache) if config.cache else recipe.run.out / CACHE
@@ -130,7 +132,8 @@ def start_distillation(
     config, notes = recipe.distill, []
     embedding_dim = recipe.backbone.embedding_dim
     if head.pca_ED is not None:
-        assert teacher.moment is not None
+        if teacher.moment is None:
+            raise UserError("distill.projection pca needs the teacher's embeddings of the data: use embeddings cached")
         axes = principal_axes(torch.from_numpy(teacher.moment()), embedding_dim) if dist.is_main() else None
         axes = dist.broadcast_object(axes)
         assert axes is not None

@@ -10,7 +10,6 @@ has them in another order, or more of them, 8 bytes an image say where each is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from visard.data.dataset import FaceDataset
 from visard.data.lines import Lines, take
 from visard.data.transforms import id_keys
+from visard.embed_files import read_spec
 from visard.errors import FormatError, UserError
 from visard.records import Float32Array, Int64Array
 
@@ -53,7 +53,9 @@ class TeacherCache:
                 f"{directory}: no embeddings here (vectors.npy is missing); make them with "
                 "`visard embed TEACHER DATA DIR --flip concat`"
             )
-        self.spec, self.flip, self.weights = _read_spec(directory / "spec.json")
+        if not (directory / "spec.json").is_file():
+            raise UserError(f"{directory}: spec.json is missing; `visard embed` writes it, embed again")
+        _, self.flip, self.weights = read_spec(directory / "spec.json")
         self._vectors: NDArray[Any] | None = None
         count, width = self.vectors().shape
         ids = Lines.from_file(directory / "ids.txt")
@@ -179,14 +181,3 @@ def matching_rows(ids: Sequence[str], wanted: Sequence[str], *, where: str) -> I
 
 def _at(block: range) -> Int64Array:
     return np.arange(block.start, block.stop)
-
-
-def _read_spec(path: Path) -> tuple[dict[str, Any], str, str]:
-    """The model's spec, what was done with the mirrored view, and the hash of the weights ("" = not known)."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return values["model"], values["flip"], values.get("weights", "")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: is missing; a teacher's embeddings need it, `visard embed` writes it") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise FormatError(path, f"is not the spec.json of embeddings ({error}); embed again") from error

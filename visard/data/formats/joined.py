@@ -45,12 +45,14 @@ class Source:
     Args:
         name: put before its image ids, and before its identities where they are kept apart.
         dataset: the images.
+        labelled: False = its labels are not looked at: -1 for all its images.
         weight: how often each image counts: 2 = every image twice, 0.5 = every other image, always the same ones.
     """
 
     name: str
     dataset: _Dataset
     weight: float = 1.0
+    labelled: bool = True
 
 
 class JoinedDataset:
@@ -161,6 +163,9 @@ class JoinedDataset:
         places: dict[str, int] = {}
         pieces = []
         for source, rows in zip(self._sources, self._rows, strict=True):
+            if not source.labelled:
+                pieces.append(np.full(len(rows), -1, np.int64))
+                continue
             identities = source.dataset.identities
             apart = same_names == "apart" or _numbered(identities)
             names = (f"{source.name}/{name}" if apart else name for name in identities)
