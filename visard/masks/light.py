@@ -33,6 +33,8 @@ COARSE = 28
 _SHRINK = {112: cv2.INTER_LINEAR}
 """The crop is averaged down to this many pixels a side: a place is 4 px of a 112 px crop."""
 GAMMA = 2.2
+CONTRAST = 1.2
+"""Cloth scatters less light under its surface than skin does: its shading is so much steeper."""
 # Shading differences are kept to what is seen on faces, in linear light relative to the front.
 DARKEST, BRIGHTEST = 0.28, 1.45
 
@@ -107,7 +109,7 @@ def shade(terms: Array, normals_N3: FloatArray) -> FloatArray:
     linear = normals_N3 @ terms[1:].astype(np.float32)
     linear += np.float32(terms[0])
     linear = np.minimum(np.maximum(linear, DARKEST, out=linear), BRIGHTEST, out=linear)
-    result: FloatArray = linear ** np.float32(1 / GAMMA)
+    result: FloatArray = linear ** np.float32(CONTRAST / GAMMA)
     return result
 
 
@@ -147,7 +149,7 @@ def _gain(skin_3: Array, bright: float, colourful: float) -> Array:
     level = min(max(level, luma * 1.02 + 8.0, 70.0), 246.0)
     tint = skin_3 / (max(luma, 1.0) * _SKIN_TINT)
     tint = tint / max(float(tint @ _LUMA), 1e-3)
-    cast = 1.0 + colourful * 0.6 * (np.clip(tint, 0.75, 1.3) - 1.0)
+    cast = 1.0 + colourful * 0.6 * (np.minimum(np.maximum(tint, 0.75), 1.3) - 1.0)
     gain: Array = np.minimum(cast * level, 250.0)
     return gain
 

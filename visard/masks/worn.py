@@ -237,7 +237,7 @@ def _tent(kind: Kind, wearing: Wearing) -> FloatArray:
     # Cloth, and room: most of it where the nose holds it off.
     hull = np.maximum(hull, skin) + 2.0
     if wearing == "right":
-        hull = hull + 3.0 * np.exp(-((angles[None] / 13.0) ** 2) - ((heights[:, None] - 40.0) / 17.0) ** 2)
+        hull = hull + 4.5 * np.exp(-((angles[None] / 12.0) ** 2) - ((heights[:, None] - 38.0) / 16.0) ** 2)
     x, z = hull * np.sin(around), hull * np.cos(around)
     points = np.stack([x, np.broadcast_to(heights[:, None], x.shape), z], -1)
     down, across = np.gradient(points, axis=0), np.gradient(points, axis=1)
