@@ -60,7 +60,9 @@ class View:
         middle: (2,) float64, where the mask's middle is, pixels.
         height: of the mask, pixels.
         skin: (5, 2) float64 pixels: two places on the left cheek, two on the right one, the bridge of the nose.
-        threads: what holds the mask, where it is seen: points (n, 2) float64 pixels and width in pixels.
+        threads: what holds the mask, where it is seen: points (n, 2) float64 pixels of one line after the other.
+        thread_ends: where in `threads` each line ends.
+        thread_width: of all of them, pixels.
         jaw: y of the mouth, x of the jaw's left and right side there, y of the chin, x of the middle; pixels.
     """
 
@@ -69,7 +71,9 @@ class View:
     middle: Float64Array
     height: float
     skin: Float64Array
-    threads: tuple[tuple[Float64Array, float], ...]
+    threads: Float64Array
+    thread_ends: tuple[int, ...]
+    thread_width: float
     jaw: tuple[float, float, float, float, float]
 
 
@@ -107,13 +111,16 @@ def view_of(kind: Kind, wearing: Wearing, yaw: int, pitch: int, scale: int) -> V
         return np.asarray((places @ turn.T)[:, :2] * unit - corner - 0.5)
 
     five, jaw = flat(POSE_MODEL), flat(_JAW)
+    lines = _threads(kind, points, turn)
     return View(
         maps=maps,
         solve=np.linalg.pinv(np.column_stack([five, np.ones(5)])),
         middle=screen[:, ROWS // 2, COLUMNS // 2] - 0.5,
         height=float(np.hypot(*(screen[:, -1, COLUMNS // 2] - screen[:, 0, COLUMNS // 2]))),
         skin=flat(_SKIN),
-        threads=tuple((flat(line), width * unit) for line, width in _threads(kind, points, turn)),
+        threads=flat(np.concatenate(lines)) if lines else np.empty((0, 2)),
+        thread_ends=tuple(np.cumsum([len(line) for line in lines]).tolist()),
+        thread_width=_THREAD_WIDTH[kind] * unit,
         jaw=(float(jaw[0, 1]), float(jaw[0, 0]), float(jaw[1, 0]), float(jaw[2, 1]), float(jaw[2, 0])),
     )
 
@@ -228,21 +235,25 @@ _JAW = np.array([[-1.72, 1.22, -1.0], [1.72, 1.22, -1.0], [0.0, 2.5, 0.2]])
 
 _EAR = {"upper": (2.14, -0.72, -2.35), "lower": (2.06, 0.22, -2.30)}
 _STRAP = {"upper": (2.10, -1.10, -2.30), "lower": (1.90, 1.00, -2.30)}
-_THREADS: dict[Kind, tuple[tuple[float, tuple[float, float, float], float], ...]] = {
-    "surgical": ((0.03, _EAR["upper"], 0.060), (0.97, _EAR["lower"], 0.060)),
-    "cloth": ((0.04, _EAR["upper"], 0.075), (0.96, _EAR["lower"], 0.075)),
-    "kn95": ((0.06, _EAR["upper"], 0.075), (0.94, _EAR["lower"], 0.075)),
-    "n95": ((0.24, _STRAP["upper"], 0.085), (0.66, _STRAP["lower"], 0.085)),
-    "respirator": ((0.34, _STRAP["upper"], 0.120), (0.66, _STRAP["lower"], 0.120)),
+_THREADS: dict[Kind, tuple[tuple[float, tuple[float, float, float]], ...]] = {
+    "surgical": ((0.03, _EAR["upper"]), (0.97, _EAR["lower"])),
+    "cloth": ((0.04, _EAR["upper"]), (0.96, _EAR["lower"])),
+    "kn95": ((0.06, _EAR["upper"]), (0.94, _EAR["lower"])),
+    "n95": ((0.24, _STRAP["upper"]), (0.66, _STRAP["lower"])),
+    "respirator": ((0.34, _STRAP["upper"]), (0.66, _STRAP["lower"])),
     "bandana": (),
 }
-"""Ear loops and straps of a kind: where on the side they begin (v), where they end on the right, how thick."""
+"""Ear loops and straps of a kind: where on the side they begin (v), and where they end on the right."""
+
+_THREAD_WIDTH: dict[Kind, float] = {
+    "surgical": 0.060, "cloth": 0.075, "kn95": 0.075, "n95": 0.085, "respirator": 0.120, "bandana": 0.0
+}  # fmt: skip
 
 
-def _threads(kind: Kind, points: Float64Array, turn: Float64Array) -> list[tuple[Float64Array, float]]:
-    """Lines (n, 3) and their widths, units, where the side of the head that they lie on is seen."""
+def _threads(kind: Kind, points: Float64Array, turn: Float64Array) -> list[Float64Array]:
+    """Lines (n, 3), units, where the side of the head that they lie on is seen."""
     lines = []
-    for v, end, width in _THREADS[kind]:
+    for v, end in _THREADS[kind]:
         for side in (-1, 1):
             start = points[round(v * (ROWS - 1)), 0 if side < 0 else -1]
             t = np.linspace(0, 1, 9)[:, None]
@@ -253,7 +264,7 @@ def _threads(kind: Kind, points: Float64Array, turn: Float64Array) -> list[tuple
             normals = np.stack([side * np.sin(facing), 0 * facing, np.cos(facing)], -1)
             shown = line[(normals @ turn[2]) > 0.04]
             if len(shown) >= 2:
-                lines.append((shown, width))
+                lines.append(shown)
     return lines
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -73,10 +74,12 @@ def wear(image: UInt8Array, points: Float32Array, look: Look, own: UInt8Array | 
     lit = exposure_of(image, (view.skin @ matrix[:, :2].T + matrix[:, 2]).tolist())
     left, top, right, bottom = patch
     maps = _seen(view, matrix, stretch, patch)
-    x, y, covered, bright = cv2.split(maps)
+    covered, bright = cv2.extractChannel(maps, 2), cv2.extractChannel(maps, 3)
+    places = np.empty((*maps.shape[:2], 2), np.float32)
+    cv2.mixChannels([maps], [places], [0, 0, 1, 1])
     if cv2.sumElems(covered)[0] < LEAST_COVERED * 255 * size * size:
         return "outside"
-    laid = cv2.remap(_flat(look, own, lit, scale), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    laid = cv2.remap(_flat(look, own, lit, scale), places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     coverage = cv2.multiply(cv2.extractChannel(laid, 3), covered, scale=1 / 255, dtype=cv2.CV_8U)
     region = np.zeros((size, size), np.uint8)
     region[top:bottom, left:right] = coverage
@@ -188,13 +191,14 @@ def _shown(colour: UInt8Array, bright: Float32Array, lit: Exposure) -> UInt8Arra
 def _threaded(image: UInt8Array, view: View, matrix: Float64Array, look: Look, lit: Exposure) -> UInt8Array:
     """A copy of the crop with loops or straps."""
     result = image.copy()
-    if not view.threads:
+    if not view.thread_ends:
         return result
     tone = [min(255.0, THREAD_SHADE * c * k) for c, k in zip(_grey(look.loops, lit.chroma), lit.colour, strict=True)]
-    enlarged = math.sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
-    for line, width in view.threads:
-        drawn = 16 * (line @ matrix[:, :2].T + matrix[:, 2])  # polylines takes sixteenths of a pixel
-        cv2.polylines(result, [drawn.astype(np.int32)], False, tone, max(1, round(width * enlarged)), cv2.LINE_AA, 4)
+    (a, b, _), (c, d, _) = matrix.tolist()
+    width = max(1, round(view.thread_width * math.sqrt(abs(a * d - b * c))))
+    drawn = (16 * (view.threads @ matrix[:, :2].T + matrix[:, 2])).astype(np.int32)  # sixteenths of a pixel
+    lines = [drawn[start:end] for start, end in pairwise((0, *view.thread_ends))]
+    cv2.polylines(result, lines, False, tone, width, cv2.LINE_AA, 4)
     return cv2.addWeighted(result, THREAD_OPACITY, image, 1 - THREAD_OPACITY, 0)  # type: ignore[return-value]
 
 
