@@ -28,6 +28,9 @@ SKIN_LUMA = 150.0
 SKIN_RED, SKIN_BLUE = 1.30, 0.78
 """Red and blue of middling skin over its green."""
 
+SKIN_SPREAD = 0.22
+"""How far skins go from there, natural logarithm."""
+
 
 @dataclass(frozen=True)
 class Exposure:
@@ -71,8 +74,9 @@ def exposure_of(image: UInt8Array, places: Sequence[Sequence[float]]) -> Exposur
     strength = min(max(0.5 * math.sqrt(face / SKIN_LUMA) + 0.5 * high / 228.0, 0.22), 1.06)
     spread = (max(red, green, blue) - min(red, green, blue)) / max(red, green, blue)
     chroma = min(max((spread - 0.03) / 0.10, 0.0), 1.0)
-    cast_red = min(max((red / green / SKIN_RED) ** 0.4, 0.82), 1.2) if chroma else 1.0
-    cast_blue = min(max((blue / green / SKIN_BLUE) ** 0.4, 0.75), 1.25) if chroma else 1.0
+    cast_red = _cast(red / green / SKIN_RED) if chroma else 1.0
+    cast_blue = _cast(blue / green / SKIN_BLUE) if chroma else 1.0
+    strength /= 0.299 * cast_red + 0.587 + 0.114 * cast_blue
     return Exposure(
         colour=(strength * cast_red, strength, strength * cast_blue),
         side=side,
@@ -80,6 +84,14 @@ def exposure_of(image: UInt8Array, places: Sequence[Sequence[float]]) -> Exposur
         chroma=chroma,
         blur=_blur(image),
     )
+
+
+def _cast(ratio: float) -> float:
+    """What of a skin's hue is the light's: a third of what skins differ by, and nearly all beyond."""
+    deviation = math.log(ratio)
+    beyond = max(abs(deviation) - SKIN_SPREAD, 0.0)
+    light = math.copysign((abs(deviation) - beyond) / 3 + 0.9 * beyond, deviation)
+    return min(max(math.exp(light), 0.4), 1.9)
 
 
 def _blur(image: UInt8Array) -> float:
