@@ -63,7 +63,8 @@ class PairSums(NamedTuple):
 
     def over_processes(self, part: Part, kind: torch.dtype) -> PairSums:
         """Those of all processes' negatives."""
-        student_N, teacher_N = part.most(self.student_largest_N), part.most(self.teacher_largest_N)
+        # Copies: the maximum over processes may be taken in place, and the own one is needed below.
+        student_N, teacher_N = part.most(self.student_largest_N.clone()), part.most(self.teacher_largest_N.clone())
         precise = self.student_total_N.dtype
         # A process without negatives has infinitely lower ones: its totals, 0, stay 0.
         lower_N, teacher_lower_N = self.student_largest_N - student_N, self.teacher_largest_N - teacher_N
