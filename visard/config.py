@@ -105,21 +105,23 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """SGD with momentum or Adam (torch.optim's definitions)."""
+    """SGD with momentum or Adam (torch.optim's definitions), or LARS (arXiv:1708.03888)."""
 
-    kind: Literal["sgd", "adam"] = "sgd"
+    kind: Literal["sgd", "adam", "lars"] = "sgd"
     lr: float = 0.1
     """Learning rate at `schedule.base_batch` images a step; linear in `run.batch_global` (arXiv:1706.02677)."""
     momentum: float = 0.9
-    """sgd: weight of the past gradients; 0 = none."""
+    """sgd, lars: weight of the past gradients; 0 = none."""
     nesterov: bool = False
-    """sgd: step along the gradient and the coming momentum."""
+    """sgd, lars: step along the gradient and the coming momentum."""
     beta1: float = 0.9
     """adam: weight of the past in the running mean of gradients."""
     beta2: float = 0.999
     """adam: the same of their squares."""
     eps: float = 1e-8
     """adam: added to the root of the latter."""
+    trust: float = 0.001
+    """lars: a parameter's length over its gradient's, times this, is its own rate (eta in the paper)."""
     weight_decay: float = 5e-4
     """Added to the gradient, times the parameter (adam too: not AdamW)."""
     decay_norm_and_bias: bool = False
@@ -136,13 +138,15 @@ class OptimConfig:
         )
         _check(not self.nesterov or self.momentum > 0, "optim.nesterov needs optim.momentum above 0")
         _check(
-            self.kind == "sgd" or (self.momentum, self.nesterov) == (0.9, False),
-            "optim.momentum and optim.nesterov belong to kind sgd",
+            self.kind != "adam" or (self.momentum, self.nesterov) == (0.9, False),
+            "optim.momentum and optim.nesterov belong to kinds sgd and lars",
         )
         _check(
             self.kind == "adam" or (self.beta1, self.beta2, self.eps) == (0.9, 0.999, 1e-8),
             "optim.beta1, beta2 and eps belong to kind adam",
         )
+        _check(self.kind == "lars" or self.trust == 0.001, "optim.trust belongs to kind lars")
+        _check(self.trust > 0, f"optim.trust is {self.trust}; it must be above 0")
         _check(0 < self.beta1 < 1 and 0 < self.beta2 < 1, "optim.beta1 and optim.beta2: use above 0 to below 1")
         _check(self.eps > 0, f"optim.eps is {self.eps}; it must be above 0")
 
@@ -160,6 +164,8 @@ class ScheduleConfig:
     """Linear warm-up from 0, part of `epochs`."""
     milestones: tuple[float, ...] = ()
     """multistep: epochs after which the rate is multiplied by `gamma`."""
+    milestone_steps: tuple[int, ...] = ()
+    """multistep: the same in optimizer steps, instead of `milestones`."""
     gamma: float = 0.1
     power: float = 2.0
     """polynomial: (1 - t) ** power."""
@@ -172,13 +178,15 @@ class ScheduleConfig:
         _check(self.max_steps > 0 or self.epochs < float("inf"), "schedule.epochs must be finite; how long is the run?")
         _check(self.warmup_epochs >= 0, f"schedule.warmup_epochs is {self.warmup_epochs}; it must not be negative")
         _check(
-            (self.kind == "multistep") == bool(self.milestones),
+            (self.kind == "multistep") == bool(self.milestones or self.milestone_steps),
             "schedule.milestones belong to kind multistep, which needs them",
         )
         _check(
-            list(self.milestones) == sorted(set(self.milestones)),
-            f"schedule.milestones {self.milestones} must increase",
+            not (self.milestones and self.milestone_steps),
+            "schedule.milestones and schedule.milestone_steps exclude each other; empty one of them",
         )
+        for name, passed in (("milestones", self.milestones), ("milestone_steps", self.milestone_steps)):
+            _check(list(passed) == sorted(set(passed)), f"schedule.{name} {passed} must increase")
         _check(0 < self.gamma < 1 and self.power > 0, "schedule.gamma must be between 0 and 1, schedule.power above 0")
         _check(self.kind == "multistep" or self.gamma == 0.1, "schedule.gamma belongs to kind multistep")
         _check(self.kind == "polynomial" or self.power == 2.0, "schedule.power belongs to kind polynomial")
@@ -199,6 +207,12 @@ class RunConfig:
     micro_batches: int = 1
     """Parts into which each process divides its images of a step, so that the activations of one part fit: the same
     gradient, but batch norm normalises by the part."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """What several processes divide among them instead of holding it each: 1 = what the optimizer remembers of the
+    backbone, 2 = its gradients too, 3 = its parameters too (arXiv:1910.02054). Same results; nothing on one process.
+    Class centres are divided by `head.classes`."""
+    gradient_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Type in which the backbone's gradients are summed over processes; fp16 needs the loss scale of precision fp16."""
     freeze_bn: bool = False
     """Batch norm uses its running statistics in training too and leaves them as they are; its weights still learn."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
@@ -242,6 +256,10 @@ class RunConfig:
             self.micro_batches == 1 or self.batch_global >= 2 * self.micro_batches,
             f"run.micro_batches {self.micro_batches} leaves fewer than 2 images of run.batch_global "
             f"{self.batch_global} to a part",
+        )
+        _check(
+            self.gradient_dtype != "fp16" or self.precision == "fp16",
+            "run.gradient_dtype fp16 would lose small gradients without the loss scale of run.precision fp16; use bf16",
         )
         _check(self.log_every >= 1 and self.keep_last >= 1, "run.log_every and run.keep_last must be at least 1")
         _check(

@@ -93,11 +93,13 @@ def test_resume_with_two_processes_is_exact(tmp_path: Path) -> None:
     assert_same_bits(train(2, out, resume=True), whole)
 
 
-def assert_close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+def assert_close(
+    left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], *, tolerance: float = TOLERANCE
+) -> None:
     assert left.keys() == right.keys()
     for name in left:
         error = (left[name] - right[name]).abs().max().item()
-        assert error <= TOLERANCE * max(1.0, right[name].abs().max().item()), (name, error)
+        assert error <= tolerance * max(1.0, right[name].abs().max().item()), (name, error)
 
 
 def _wait_for(text: str, path: Path, running: list[Any]) -> None:

@@ -10,7 +10,7 @@ from visard.config import HeadConfig, OptimConfig
 from visard.heads.sharded import ShardedHead
 from visard.records import RowGrad
 from visard.training import rows as rows_module
-from visard.training.optim import Optimizer, square_of
+from visard.training.optim import Optimizer
 from visard.training.rows import step_rows
 from visard.training.rules import RULES, RowStep, State
 
@@ -171,7 +171,7 @@ def test_clipping_is_by_the_norm_of_backbone_and_rows_together(fp16: bool) -> No
         for p, g in zip(backbone.parameters(), gradients, strict=False):
             p.grad = scale * g
         rows = {"centres": RowGrad(None, scale * gradients[-1])}
-        report = ours.step(0.1, torch.tensor(1.0), rows, square_of(rows))
+        report = ours.step(0.1, torch.tensor(1.0), rows, ours.squares(rows))
         for p, g in zip(theirs, gradients, strict=True):
             p.grad = g
         norm = nn.utils.clip_grad_norm_(theirs, 0.5)

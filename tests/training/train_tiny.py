@@ -1,8 +1,9 @@
 """A training process for the tests of several processes and of kills: `python -m tests.training.train_tiny JSON`.
 
-JSON: out; run (overrides of RunConfig); max_steps; lr; resume; batch_norm (false: a network without it); head
-(HeadConfig as JSON); sampler (SamplerConfig as JSON); identities and images_each of the data; delay (seconds a step, so
-that a kill finds the run at work); count_reductions (print how often DDP sums a bucket of gradients).
+JSON: out; run (overrides of RunConfig); max_steps; lr; optim (overrides of OptimConfig); resume; batch_norm (false: a
+network without it); head (HeadConfig as JSON); sampler (SamplerConfig as JSON); identities and images_each of the data;
+delay (seconds a step, so that a kill finds the run at work); count_reductions (print how often DDP sums a bucket of
+gradients).
 """
 
 # No `from __future__ import annotations`: DDP compares a hook's annotations with its own types.
@@ -53,10 +54,10 @@ def main(options: dict[str, Any]) -> int:
     if options.get("count_reductions"):
         parallel._sum_over_processes = _counted  # type: ignore[assignment]
     if not options.get("batch_norm", True):
-        build.build = PlainNetwork  # type: ignore[assignment]
+        build.build = parallel.build = PlainNetwork  # type: ignore[assignment]
     recipe = tiny_recipe(Path(options["out"]), **options.get("run", {}))
     head = from_dict(HeadConfig, options["head"], where="head") if "head" in options else recipe.head
-    optim = replace(recipe.optim, lr=options.get("lr", recipe.optim.lr))
+    optim = replace(recipe.optim, lr=options.get("lr", recipe.optim.lr), **options.get("optim", {}))
     data = replace(recipe.data, sampler=from_dict(SamplerConfig, options.get("sampler", {}), where="sampler"))
     recipe = replace(with_steps(recipe, options.get("max_steps", 0)), head=head, optim=optim, data=data)
     people = tuple(f"person{i}" for i in range(options.get("identities", 6)))

@@ -118,11 +118,11 @@ def build_parts(
         if not resume:
             notes = (*notes, *start_distillation(head, teacher, recipe, identities))
     backbone, head = backbone.to(device), head.to(device)
-    if recipe.run.channels_last:
+    if recipe.run.channels_last and recipe.run.zero < 2:  # FSDP divides contiguous parameters alone
         backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.run.init and not resume and recipe.run.init_centres == "class-means":
         notes = (*notes, take_class_means(backbone, head, spec, dataset))
-    model = distribute(backbone, head, device)
+    model = distribute(backbone, head, device, recipe.run)
     named = [(f"backbone.{name}", p) for name, p in backbone.named_parameters()]
     named += [(f"head.{name}", p) for name, p in head.named_parameters()]
     trained = {name for name, p in head.named_parameters() if p.requires_grad}
@@ -143,6 +143,7 @@ def build_parts(
             recipe.optim,
             fp16=recipe.run.precision == "fp16",
             sharded=[f"head.{name}" for name in head.sharded() if name in trained],
+            shared_memory=recipe.run.zero == 1,
         ),
         sampler=sampler,
         float32_matmul=dist.broadcast_object(choose_float32_matmul(recipe.run.float32_matmul, device)),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from visard import checkpoint, dist
 from visard.checkpoint import CHECKPOINTS
@@ -28,6 +29,7 @@ from visard.training.batch_norm import train_mode
 from visard.training.build import Parts, build_parts, numerics
 from visard.training.interrupt import Interrupt, listening
 from visard.training.logs import Meters, RunLog, Stopwatch, require_wandb
+from visard.training.parallel import whole_backbone
 from visard.training.schedule import learning_rate, peak_rate, total_steps
 from visard.training.step import train_step
 from visard.training.teacher import AtSize
@@ -159,11 +161,14 @@ class _Loop:
     def _epoch(self) -> float:
         return self.parts.state.step / len(self.parts.loader)
 
+    def _whole(self) -> nn.Module:
+        return whole_backbone(self.parts.state.backbone, self.parts.recipe.backbone, self.parts.device)
+
     def _evaluate(self) -> bool:
         """Scores the network, in all processes together. Returns whether it is the best so far."""
         assert self.evaluate is not None
         state = self.parts.state
-        metrics = dist.broadcast_object(self.evaluate(embedder_of(state.backbone, self.parts.spec)))
+        metrics = dist.broadcast_object(self.evaluate(embedder_of(self._whole(), self.parts.spec)))
         self.log.record("val", state.step, self._epoch(), metrics)
         if metrics["score"] < state.best_score:
             return False
@@ -178,7 +183,7 @@ class _Loop:
             step=state.step,
             tensors=state.tensors(),
             numbers=numbers,
-            backbone=state.backbone,
+            backbone=self._whole(),
             spec=parts.spec,
             identities=parts.identities,
         )

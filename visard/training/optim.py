@@ -5,6 +5,10 @@ processes share. Out: moved parameters, and the gradient's norm and whether it w
 
 How a kind of optimizer moves and what it remembers is in `rules.py`.
 
+Parameters may be whole on every process (their gradients are the same everywhere), class centres of which a process has
+some rows, or DTensors of which it has a shard. Of the latter two each process knows its part of the squared norms
+(`squares`), which the loop sums over processes together with the loss.
+
 A step with a gradient that is not finite moves nothing: neither parameters nor momentum, on no process. That is decided
 on the device (`found_inf` of torch's fused optimizers), so the host never waits for it; the loop reads the flag one
 step late.
@@ -14,11 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from visard import dist
 from visard.config import OptimConfig
 from visard.records import RowGrad
 from visard.training.rows import step_rows
@@ -75,6 +81,7 @@ class Optimizer:
         config: kind and settings.
         fp16: scale the loss, with a scale that adapts itself.
         sharded: names of the parameters whose gradients are handed to `step` as rows; each process has its own rows.
+        shared_memory: divide what is remembered of whole parameters among the processes (ZeRO, stage 1).
     """
 
     def __init__(
@@ -84,19 +91,32 @@ class Optimizer:
         *,
         fp16: bool,
         sharded: Collection[str] = (),
+        shared_memory: bool = False,
     ) -> None:
         named = {name: p for name, p in parameters if p.requires_grad}
         self.config = config
         self.sharded = {name: named[name] for name in sharded}
         self.parameters = {name: p for name, p in named.items() if name not in self.sharded}
-        decayed, plain = split_decay(self.parameters, config)
-        groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
+        self._here = {name: local_part(p) for name, p in self.parameters.items()}
+        self._decayed = decayed_names(self.parameters, config)
         self._rule = RULES[config.kind](config)
-        self._dense = self._rule.dense([group for group in groups if group["params"]])
-        for p in self.parameters.values():
+        decay = 0.0 if self._rule.adapts else config.weight_decay
+        groups = [
+            {"params": [p for name, p in self._here.items() if p.numel() and (name in self._decayed) is yes], **values}
+            for yes, values in ((True, {"weight_decay": decay}), (False, {"weight_decay": 0.0}))
+        ]
+        groups = [group for group in groups if group["params"]]
+        kind, settings = self._rule.dense
+        self._shared = None
+        if shared_memory and dist.world_size() > 1:
+            # Imported here: its package compiles functions that torch itself warns of.
+            from torch.distributed.optim import ZeroRedundancyOptimizer
+
+            self._shared = ZeroRedundancyOptimizer(groups, optimizer_class=kind, lr=config.lr, **settings)
+        self._dense = kind(groups, lr=config.lr, **settings) if self._shared is None else self._shared.optim
+        mine = {p for group in self._dense.param_groups for p in group["params"]}
+        self._remembered = {name: p for name, p in self._here.items() if p in mine or not p.numel()}
+        for p in self._remembered.values():
             self._dense.state[p].update(self._rule.begin(p, rows=False))
         self._rows: dict[str, State] = {name: self._rule.begin(p, rows=True) for name, p in self.sharded.items()}
         device = next(iter(named.values())).device
@@ -106,12 +126,29 @@ class Optimizer:
         """Adds the gradients of `loss`, scaled if fp16 asks for it."""
         (loss if self._scale is None else loss * self._scale.scale).backward()
 
+    def squares(self, rows: Mapping[str, RowGrad] | None = None) -> Tensor:
+        """(Q,) float32 this process's part of squared norms, to be summed over processes and handed to `step`.
+
+        Of what is divided among processes: the square of all gradients, and, where the rule has local rates, the
+        squares of each parameter and of each gradient; Q = 0 if nothing is divided.
+
+        Args:
+            rows: gradients of the sharded parameters.
+        """
+        rows = rows or {}
+        parts = self._divided(rows)
+        if not parts:
+            return torch.zeros(0)
+        grad_P = torch.stack([square(grad) for grad in parts.values()])
+        if not self._rule.adapts:
+            return grad_P.sum().view(1)
+        weight_P = torch.stack(
+            [square(rows_of(self.sharded[name], rows[name]) if name in rows else self._here[name]) for name in parts]
+        )
+        return torch.cat([grad_P.sum().view(1), weight_P, grad_P])
+
     def step(
-        self,
-        lr: float,
-        loss: Tensor,
-        rows: Mapping[str, RowGrad] | None = None,
-        rows_square: Tensor | None = None,
+        self, lr: float, loss: Tensor, rows: Mapping[str, RowGrad] | None = None, squares: Tensor | None = None
     ) -> StepReport:
         """Unscales, clips, and moves all parameters if the gradient and the loss are finite; then drops the gradients.
 
@@ -119,17 +156,20 @@ class Optimizer:
             lr: learning rate of this step.
             loss: () the loss over all processes, without gradient: the same on every process, so that all decide alike.
             rows: gradients of the sharded parameters.
-            rows_square: () `square_of` those, summed over processes; None = there are no others, or no such parameter.
+            squares: (Q,) see `squares`, summed over processes; None = there are no others.
         """
         rows = rows or {}
         assert rows.keys() == self.sharded.keys(), (rows.keys(), self.sharded.keys())
-        for group in self._dense.param_groups:
+        squares = self.squares(rows) if squares is None else squares
+        for group in (self._shared or self._dense).param_groups:
             group["lr"] = lr
         scale = torch.ones_like(loss) if self._scale is None else self._scale.scale.to(loss)
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        if rows:
-            norm = torch.hypot(norm, (square_of(rows) if rows_square is None else rows_square).sqrt())
+        whole = {
+            name: p.grad for name, p in self.parameters.items() if p.grad is not None and not isinstance(p, DTensor)
+        }
+        norm = nn.utils.get_total_norm(list(whole.values()))
+        if len(squares):
+            norm = torch.hypot(norm, squares[0].sqrt().to(norm))
         norm = norm / scale
         finite = norm.isfinite() & loss.isfinite()
         skipped = (~finite).float()
@@ -137,27 +177,66 @@ class Optimizer:
         if self.config.clip_norm:
             # As torch.nn.utils.clip_grad_norm_ has it.
             divisor = scale / (self.config.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        self._dense.grad_scale = torch.where(finite, divisor, 1.0).float()
-        self._dense.found_inf = skipped
-        self._dense.step()
-        step = RowStep(lr=lr, divisor=divisor, skip=skipped)
+        local = self._adapt(rows, whole, squares, divisor) if self._rule.adapts else {}
+        self._dense.grad_scale = torch.where(finite, divisor, 1.0).float()  # type: ignore[attr-defined]
+        self._dense.found_inf = skipped  # type: ignore[attr-defined]
+        for name, p in self._here.items():
+            p.grad = local_part(self.parameters[name].grad)
+        (self._shared or self._dense).step()
         for name, gradient in rows.items():
+            step = RowStep(lr=lr, divisor=divisor, skip=skipped, local=local.get(name))
             step_rows(self.sharded[name].data, self._rows[name], gradient, self._rule, step)
         failed = skipped
         if self._scale is not None:
             failed = skipped * ((scale <= SMALLEST_SCALE) | ~loss.isfinite()).float()
             self._scale.update(skipped)
-        self._dense.zero_grad(set_to_none=True)
+        for p in (*self.parameters.values(), *self._here.values()):
+            p.grad = None
         return StepReport(norm=norm.float(), skipped=skipped, failed=failed)
+
+    def _divided(self, rows: Mapping[str, RowGrad]) -> dict[str, Tensor]:
+        """Name -> this process's part of the gradient, of all parameters that processes divide."""
+        found = {name: gradient.grad for name, gradient in rows.items()}
+        for name, p in self.parameters.items():
+            if isinstance(p, DTensor) and p.grad is not None:
+                found[name] = local_part(p.grad)
+        return found
+
+    def _adapt(
+        self, rows: Mapping[str, RowGrad], whole: Mapping[str, Tensor], squares: Tensor, divisor: Tensor
+    ) -> dict[str, Tensor]:
+        """Gives dense parameters their local rates, by way of their gradients; returns those of rows, by name."""
+        divided = list(self._divided(rows))
+        weight_P, grad_P = squares[1:].sqrt().chunk(2) if divided else (squares, squares)
+        norms = {name: (weight_P[i], grad_P[i]) for i, name in enumerate(divided)}
+        for name, grad in whole.items():
+            norms[name] = (square(self.parameters[name]).sqrt(), square(grad).sqrt())
+        names = [name for name in norms if name in rows or name in self._decayed]
+        if not names:
+            return {}
+        weight_P, grad_P = (torch.stack([norms[name][i] for name in names]) for i in (0, 1))
+        local_P = self._rule.local_rates(weight_P, grad_P / divisor)
+        dense = [i for i, name in enumerate(names) if name not in rows]
+        self._rule.adapt(
+            [self._here[names[i]].data for i in dense],
+            [local_part(self.parameters[names[i]].grad) for i in dense],
+            [local_P[i] for i in dense],
+            divisor,
+        )
+        return {name: local_P[i] for i, name in enumerate(names) if name in rows}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What is remembered, live: name -> parameter -> tensor. Loading a checkpoint writes into them.
 
-        That of a sharded parameter lies along this process's rows.
+        That of a sharded parameter lies along this process's rows, that of a DTensor in a DTensor. With shared memory
+        each process has that of some parameters alone.
         """
         return {
             ours: {
-                **{name: self._dense.state[p][theirs] for name, p in self.parameters.items()},
+                **{
+                    name: like(self._dense.state[p][theirs], self.parameters[name])
+                    for name, p in self._remembered.items()
+                },
                 **{name: state[ours] for name, state in self._rows.items()},
             }
             for ours, theirs in self._rule.names.items()
@@ -176,16 +255,45 @@ class Optimizer:
             self._scale.good_steps.fill_(values["good_steps"])
 
 
-def square_of(rows: Mapping[str, RowGrad]) -> Tensor:
-    """() float32 squared L2 norm of this process's row gradients."""
-    return torch.stack([torch.linalg.vector_norm(r.grad).float() for r in rows.values()]).square().sum()
+def square(tensor: Tensor) -> Tensor:
+    """() float32 squared L2 norm."""
+    return torch.linalg.vector_norm(tensor.detach()).float().square()
 
 
-def split_decay(
-    parameters: dict[str, nn.Parameter], config: OptimConfig
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters with and without weight decay: norm weights, PReLU slopes and biases are those of one dimension."""
-    if config.decay_norm_and_bias:
-        return list(parameters.values()), []
-    values = parameters.values()
-    return [p for p in values if p.ndim > 1], [p for p in values if p.ndim <= 1]
+def rows_of(parameter: Tensor, gradient: RowGrad) -> Tensor:
+    """The rows of the parameter that a step moves."""
+    return parameter.detach() if gradient.rows is None else parameter.detach().index_select(0, gradient.rows)
+
+
+@overload
+def local_part(tensor: nn.Parameter) -> nn.Parameter: ...
+@overload
+def local_part(tensor: Tensor) -> Tensor: ...
+@overload
+def local_part(tensor: None) -> None: ...
+def local_part(tensor: Tensor | None) -> Tensor | None:
+    """This process's part of a DTensor, over the same memory; another tensor as it is."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    with torch.no_grad():
+        here = tensor.to_local()
+    return nn.Parameter(here) if isinstance(tensor, nn.Parameter) else here
+
+
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """What is remembered of a DTensor's shard as a DTensor over the same memory; a count of steps as it is."""
+    if not isinstance(parameter, DTensor) or not tensor.ndim:
+        return tensor
+    return DTensor.from_local(
+        tensor,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def decayed_names(parameters: Mapping[str, Tensor], config: OptimConfig) -> set[str]:
+    """Which parameters have weight decay: not norm weights, PReLU slopes and biases, which have one dimension."""
+    return {name for name, p in parameters.items() if p.ndim > 1 or config.decay_norm_and_bias}

@@ -33,11 +33,13 @@ class RowStep:
         lr: learning rate.
         divisor: () what the gradient is divided by before all else: loss scale over clipping.
         skip: () 1 = nothing is moved, 0 = all is.
+        local: () factor of the rate that is these rows' own; None where the rule has none.
     """
 
     lr: float
     divisor: Tensor
     skip: Tensor
+    local: Tensor | None = None
 
 
 class Rule(ABC):
@@ -47,20 +49,31 @@ class Rule(ABC):
         config: its settings.
     """
 
+    adapts = False
+    """Whether each parameter has a rate of its own: `local_rates` and `adapt` are asked, and `adapt` adds the decay."""
+
     @abstractmethod
     def __init__(self, config: OptimConfig) -> None: ...
+
+    def local_rates(self, weight_P: Tensor, grad_P: Tensor) -> Tensor:
+        """(P,) each parameter's factor of the rate, from its norm and that of its (divided) gradient."""
+        raise NotImplementedError(f"{type(self).__name__} has no local rates")
+
+    def adapt(self, weights: list[Tensor], gradients: list[Tensor], local: list[Tensor], divisor: Tensor) -> None:
+        """Changes the gradients of dense parameters before torch's optimizer sees, divides and applies them."""
+        raise NotImplementedError(f"{type(self).__name__} has no local rates")
 
     @property
     @abstractmethod
     def names(self) -> dict[str, str]:
         """What is remembered of a parameter: our name -> torch's."""
 
+    @property
     @abstractmethod
-    def dense(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """torch's optimizer, fused wherever that exists (cpu, cuda, mps): the only one that can skip on the device.
+    def dense(self) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+        """torch's optimizer and its settings, but for rate and weight decay, which groups of parameters have.
 
-        Args:
-            groups: with their weight decay; the rate is set before every step.
+        Fused wherever that exists (cpu, cuda, mps): the only one that can skip on the device.
         """
 
     @abstractmethod
@@ -89,8 +102,9 @@ class SgdRule(Rule):
     def names(self) -> dict[str, str]:
         return {"momentum": "momentum_buffer"} if self.momentum else {}
 
-    def dense(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.nesterov, fused=True)
+    @property
+    def dense(self) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+        return torch.optim.SGD, {"momentum": self.momentum, "nesterov": self.nesterov, "fused": True}
 
     def begin(self, parameter: nn.Parameter, *, rows: bool) -> State:
         # torch makes the buffer in the first step, equal to the gradient; from zeros it becomes the same, and the state
@@ -99,20 +113,58 @@ class SgdRule(Rule):
         return {ours if rows else theirs: zeros for ours, theirs in self.names.items()}
 
     def move(self, values: Tensor, state: State, gradient: Tensor, step: RowStep) -> None:
+        self.apply(values, state, gradient, step, decay=self.weight_decay, divisor=step.divisor)
+
+    def apply(
+        self, values: Tensor, state: State, gradient: Tensor, step: RowStep, *, decay: float, divisor: Tensor
+    ) -> None:
+        """`move` with another decay and divisor."""
         sgd(
             [values],
             [gradient],
             [state.get("momentum")],
             fused=True,
-            grad_scale=step.divisor,
+            grad_scale=divisor,
             found_inf=step.skip,
-            weight_decay=self.weight_decay,
+            weight_decay=decay,
             momentum=self.momentum,
             lr=step.lr,
             dampening=0.0,
             nesterov=self.nesterov,
             maximize=False,
         )
+
+
+class LarsRule(SgdRule):
+    """SGD with momentum whose rate, for each parameter, is a part of how far its gradient could move it.
+
+    local = trust |w| / (|g| + decay |w|), and the momentum takes up local (g + decay w). Batch-norm weights, PReLU
+    slopes and biases have no local rate and no decay (unless `decay_norm_and_bias`), as usual. For class centres w and
+    g are the rows that take part in the step, of all processes: a centre that is not sampled does not count.
+    Where |w| or |g| is 0 the local rate is 1.
+
+    Source: You, Gitman, Ginsburg, arXiv:1708.03888, Eq. 6 and algorithm 1.
+    """
+
+    adapts = True
+
+    def __init__(self, config: OptimConfig) -> None:
+        super().__init__(config)
+        self.trust = config.trust
+
+    def local_rates(self, weight_P: Tensor, grad_P: Tensor) -> Tensor:
+        local_P = self.trust * weight_P / (grad_P + self.weight_decay * weight_P)
+        return torch.where((weight_P > 0) & (grad_P > 0), local_P, 1.0)
+
+    def adapt(self, weights: list[Tensor], gradients: list[Tensor], local: list[Tensor], divisor: Tensor) -> None:
+        # torch's optimizer will divide all of it by `divisor`.
+        for weight, gradient, rate in zip(weights, gradients, local, strict=True):
+            gradient.addcmul_(weight, divisor.to(weight), value=self.weight_decay).mul_(rate)
+
+    def move(self, values: Tensor, state: State, gradient: Tensor, step: RowStep) -> None:
+        assert step.local is not None
+        gradient = gradient.div_(step.divisor).add_(values, alpha=self.weight_decay).mul_(step.local)
+        self.apply(values, state, gradient, step, decay=0.0, divisor=torch.ones_like(step.divisor))
 
 
 class AdamRule(Rule):
@@ -137,8 +189,9 @@ class AdamRule(Rule):
     def names(self) -> dict[str, str]:
         return {"momentum": "exp_avg", "second_moment": "exp_avg_sq", "steps": "step"}
 
-    def dense(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(groups, betas=(self.beta1, self.beta2), eps=self.eps, fused=True)
+    @property
+    def dense(self) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+        return torch.optim.Adam, {"betas": (self.beta1, self.beta2), "eps": self.eps, "fused": True}
 
     def begin(self, parameter: nn.Parameter, *, rows: bool) -> State:
         momentum, second = (torch.zeros_like(parameter, memory_format=torch.preserve_format) for _ in range(2))
@@ -163,5 +216,5 @@ class AdamRule(Rule):
             old.copy_(torch.where(skip, old, changed))
 
 
-RULES: dict[str, type[Rule]] = {"sgd": SgdRule, "adam": AdamRule}
+RULES: dict[str, type[Rule]] = {"sgd": SgdRule, "adam": AdamRule, "lars": LarsRule}
 """By `optim.kind`."""

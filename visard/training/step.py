@@ -11,20 +11,18 @@ The ranges named by `record_function` are what `--profile` measures.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.profiler import record_function
 
 from visard import dist
 from visard.records import Batch
 from visard.training.batch_norm import average_statistics
 from visard.training.build import AUTOCAST, Parts
-from visard.training.optim import square_of
-from visard.training.parallel import sum_head_gradients
+from visard.training.parallel import sum_head_gradients, unsummed
 from visard.training.state import seed_step
 
 
@@ -65,7 +63,7 @@ def train_step(parts: Parts, batch: Batch, lr: float, *, stop: bool = False) -> 
     told = {name: values.float().mean() for name, values in batch.extras.items() if name.startswith("log_")}
     logs: dict[str, Tensor] = {name.removeprefix("log_"): value for name, value in told.items()}
     for number, micro in enumerate(batch.split(count), 1):
-        with _unshared(parts.model) if number < count else nullcontext():
+        with unsummed(parts.model) if number < count else nullcontext():
             micro_loss, micro_logs = _forward(parts, micro)
             with record_function("visard/backward"):
                 state.optimizer.backward(micro_loss)
@@ -78,12 +76,12 @@ def train_step(parts: Parts, batch: Batch, lr: float, *, stop: bool = False) -> 
         average_statistics(state.backbone)
     with record_function("visard/optimizer"):
         rows = {f"head.{name}": grad for name, grad in state.head.row_gradients().items()}
-        squares = [square_of(rows)] if rows else []
-        shared = torch.stack([loss.float(), torch.full((), float(stop), device=device), *squares])
+        squares = state.optimizer.squares(rows).to(device)
+        shared = torch.cat([loss.float().view(1), torch.full((1,), float(stop), device=device), squares])
         # Summed: the shares of the loss make the mean over the global batch; any process's wish to stop is above 0;
         # each process's rows are its own, so their squares add up too.
         dist.all_reduce_sum(shared)
-        report = state.optimizer.step(lr, shared[0], rows, shared[2] if rows else None)
+        report = state.optimizer.step(lr, shared[0], rows, shared[2:])
         state.head.after_step()
     return StepNumbers(
         failed=report.failed,
@@ -93,18 +91,18 @@ def train_step(parts: Parts, batch: Batch, lr: float, *, stop: bool = False) -> 
     )
 
 
-def _unshared(model: nn.Module) -> AbstractContextManager[None]:
-    """Inside, gradients stay in this process."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
-
-
 def _forward(parts: Parts, micro: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """This process's share of the step's loss that the images of a micro-batch make, and their logs."""
-    dtype = AUTOCAST[parts.recipe.run.precision]
     with record_function("visard/forward"):
-        pixels = parts.spec.normalise(micro.images)
-        if not parts.recipe.run.channels_last:
-            pixels = pixels.contiguous()
-        with torch.autocast(parts.device.type, dtype=dtype, enabled=dtype is not None):
-            embeddings = parts.model(pixels)
-        return parts.state.head(embeddings, micro)
+        return parts.state.head(embeddings_of(parts, micro), micro)
+
+
+def embeddings_of(parts: Parts, micro: Batch) -> Tensor:
+    """(B, D) what the network makes of a micro-batch on the device, as training computes it."""
+    dtype = AUTOCAST[parts.recipe.run.precision]
+    pixels = parts.spec.normalise(micro.images)
+    if not parts.recipe.run.channels_last:
+        pixels = pixels.contiguous()
+    with torch.autocast(parts.device.type, dtype=dtype, enabled=dtype is not None):
+        embeddings: Tensor = parts.model(pixels)
+    return embeddings
