@@ -70,6 +70,7 @@ COMMANDS = {
     ),
     "import": Command("visard.deploy.importing", "ImportConfig", "weights from elsewhere -> a visard model"),
     "export": Command("visard.deploy.export", "ExportConfig", "a run or model -> ONNX, parity proved"),
+    "drift": Command("visard.recipes.drift", "DriftConfig", "how old may a queue's embeddings become, with figures"),
     "report": Command("visard.report.command", "ReportConfig", "runs and results -> one HTML page"),
     "models": Command(
         "visard.align.models", "", "detector weights: list them, pull them into the cache", words=("list", "pull")

@@ -168,7 +168,7 @@ def test_blocks_of_entries_make_no_difference(rows: int, monkeypatch: pytest.Mon
 def test_logits_made_twice_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where they are too large to keep."""
     whole = run(CASES["wraps around"])
-    monkeypatch.setattr(broadface, "KEPT_BYTES", 0)
+    monkeypatch.setattr(broadface, "BLOCK_BYTES", 0)
     monkeypatch.setattr("visard.functional.softmax_chunked.KEPT_BYTES", 0)
     monkeypatch.setattr("visard.functional.softmax_chunked.KEPT_SHARE", 10**9)
     for ours, step in zip(run(CASES["wraps around"]), whole, strict=True):

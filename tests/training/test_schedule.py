@@ -14,6 +14,7 @@ from visard.training.schedule import learning_rate, peak_rate, total_steps
 COSINE = ScheduleConfig(kind="cosine", epochs=10, warmup_epochs=1)
 POLYNOMIAL = ScheduleConfig(kind="polynomial", epochs=10, warmup_epochs=0, power=2)
 STEPS = ScheduleConfig(kind="multistep", epochs=10, warmup_epochs=0, milestones=(4, 7.5), gamma=0.1)
+COUNTED = ScheduleConfig(kind="multistep", max_steps=100, warmup_epochs=0, milestone_steps=(40, 75), gamma=0.1)
 CONSTANT = ScheduleConfig(kind="constant", epochs=10, warmup_epochs=0.5)
 
 
@@ -34,6 +35,9 @@ CONSTANT = ScheduleConfig(kind="constant", epochs=10, warmup_epochs=0.5)
         (STEPS, 40, 0.04),
         (STEPS, 74, 0.04),
         (STEPS, 75, 0.004),
+        (COUNTED, 39, 0.4),
+        (COUNTED, 40, 0.04),
+        (COUNTED, 75, 0.004),
         (CONSTANT, 1, 0.16),
         (CONSTANT, 5, 0.4),
         (CONSTANT, 99, 0.4),

@@ -36,17 +36,19 @@ from torch.autograd.function import once_differentiable
 from visard import dist
 from visard.config import HeadConfig
 from visard.functional.broadface import add_centre_gradient, compensated
-from visard.functional.softmax_chunked import KEPT_BYTES
 from visard.heads.queue import EmbeddingQueue
 from visard.heads.sharded import Joint, ShardedHead
 from visard.heads.softmax import means_of
 from visard.records import Batch
 
-BLOCK_MOST = 2048
-"""Entries of a block."""
+BLOCK_BYTES = 1 << 27
+"""Logits of a block that are kept between its two passes: half of it is hardly slower, more of it no faster."""
 
-BLOCK_LEAST = 256
-"""Smaller blocks make slow products; where logits of so many entries are too large to keep, they are made twice."""
+BLOCK_LEAST = 128
+"""Entries of a block; fewer make slow products, so where the logits of so many are too large, none are kept."""
+
+BLOCK_MOST = 1024
+"""Entries of a block whose logits are made twice, and of any block."""
 
 
 class BroadFaceHead(ShardedHead):
@@ -143,8 +145,8 @@ class BroadFaceHead(ShardedHead):
         """Entries of a block, the same on all processes: so many that their logits can be kept."""
         most = -(-self.num_classes // dist.world_size())
         itemsize = (self.settings.products or self.weight.dtype).itemsize
-        rows = KEPT_BYTES // max(most * itemsize, 1)
-        return BLOCK_MOST if rows < BLOCK_LEAST else min(rows, BLOCK_MOST)
+        rows = BLOCK_BYTES // max(most * itemsize, 1)
+        return BLOCK_MOST if rows < BLOCK_LEAST or self.settings.keep is False else min(rows, BLOCK_MOST)
 
     def _centres_of(self, labels_N: Tensor) -> Tensor:
         """(N, D) the centres of the labels' classes now, on every process; 0 for -1."""

@@ -24,6 +24,8 @@ RECIPES = {
     "scratch_tiny": "visard.recipes.photographs:scratch_tiny",
     "scratch_small": "visard.recipes.photographs:scratch_small",
     "finetune_mobilefacenet": "visard.recipes.photographs:finetune_mobilefacenet",
+    "broadface_ms1m_r100": "visard.recipes.broadface:broadface_ms1m_r100",
+    "broadface_ms1m_r100_tiny": "visard.recipes.broadface:broadface_ms1m_r100_tiny",
     "omniglot_small": "visard.recipes.retrieval:omniglot_small",
     "masked_finetune": "visard.recipes.masked:masked_finetune",
     "mfr_masks_15": "visard.recipes.masked:mfr_masks_15",

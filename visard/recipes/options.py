@@ -32,7 +32,7 @@ def with_kinds(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         recipe = replace(recipe, head=head)
     # Here only the old kind's fields are put back: the new kind may need fields that are yet to come.
     if _given(overrides, "--schedule.kind") not in (None, recipe.schedule.kind):
-        schedule = replace(recipe.schedule, kind="constant", milestones=(), gamma=0.1, power=2.0)
+        schedule = replace(recipe.schedule, kind="constant", milestones=(), milestone_steps=(), gamma=0.1, power=2.0)
         recipe = replace(recipe, schedule=schedule)
     framing = recipe.data.framing
     if _given(overrides, "--data.framing.kind") not in (None, framing.kind):

@@ -54,7 +54,7 @@ def ms1mv3_r50() -> Recipe:
 
 def ms1mv3_r50_tiny() -> Recipe:
     """`ms1mv3_r50` on rendered faces, in about a minute on one CPU core."""
-    return _tiny(ms1mv3_r50(), "ms1mv3_r50_tiny")
+    return tiny(ms1mv3_r50(), "ms1mv3_r50_tiny")
 
 
 def glint360k_r100() -> Recipe:
@@ -81,7 +81,7 @@ def glint360k_r100() -> Recipe:
 
 def glint360k_r100_tiny() -> Recipe:
     """`glint360k_r100` on rendered faces, in about a minute on one CPU core."""
-    return _tiny(glint360k_r100(), "glint360k_r100_tiny")
+    return tiny(glint360k_r100(), "glint360k_r100_tiny")
 
 
 def wf42m_pfc02_r100() -> Recipe:
@@ -118,7 +118,7 @@ def wf42m_pfc02_r100() -> Recipe:
 
 def wf42m_pfc02_r100_tiny() -> Recipe:
     """`wf42m_pfc02_r100` on rendered faces, in about a minute on one CPU core."""
-    return _tiny(wf42m_pfc02_r100(), "wf42m_pfc02_r100_tiny")
+    return tiny(wf42m_pfc02_r100(), "wf42m_pfc02_r100_tiny")
 
 
 def adaface_ms1mv2_r50() -> Recipe:
@@ -147,12 +147,12 @@ def adaface_ms1mv2_r50() -> Recipe:
 
 def adaface_ms1mv2_r50_tiny() -> Recipe:
     """`adaface_ms1mv2_r50` on rendered faces, in about a minute on one CPU core."""
-    recipe = _tiny(adaface_ms1mv2_r50(), "adaface_ms1mv2_r50_tiny")
+    recipe = tiny(adaface_ms1mv2_r50(), "adaface_ms1mv2_r50_tiny")
     milestones = tuple(m * recipe.schedule.epochs / 26 for m in (12, 20, 24))
     return replace(recipe, schedule=replace(recipe.schedule, milestones=milestones))
 
 
-def _tiny(recipe: Recipe, name: str) -> Recipe:
+def tiny(recipe: Recipe, name: str) -> Recipe:
     """The recipe's head, optimizer and schedule with four narrow blocks on 56 px rendered faces of 60 people.
 
     Without augmentation and dropout, which hold back so short a run.

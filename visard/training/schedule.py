@@ -48,6 +48,7 @@ def learning_rate(step: int, config: ScheduleConfig, *, peak: float, steps_per_e
         case "polynomial":
             return peak * (1.0 - t) ** config.power
         case "multistep":
-            return peak * config.gamma ** sum(step >= round(m * steps_per_epoch) for m in config.milestones)
+            passed = [round(m * steps_per_epoch) for m in config.milestones] or config.milestone_steps
+            return peak * config.gamma ** sum(step >= m for m in passed)
         case "constant":
             return peak
