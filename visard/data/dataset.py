@@ -24,7 +24,7 @@ from visard.data.formats.records import RecordDataset
 from visard.data.formats.retrieval_lists import RetrievalList, is_retrieval_list
 from visard.data.formats.shards import ShardDataset
 from visard.data.framing import Photographs, shorter_side
-from visard.data.parts import split_part
+from visard.data.parts import MADE, split_part
 from visard.errors import FormatError, UserError
 from visard.records import Float32Array, Framing, Int64Array, UInt8Array
 
@@ -113,7 +113,8 @@ def open_dataset(
     Args:
         source: a prepared folder, a folder with `train.rec`, a `.rec` file, a folder of identities, a `.bin` pair set,
             tar shards (a `.tar`, a folder of them, `train-{000..031}.tar`), a list (`.lst`, `.txt`, `.tsv`, `.list`),
-            `rendered:IDENTITIESxIMAGES[,seed=0][,first=0]`, or several of these: `A + B * 2` (B counts twice) or a
+            `rendered:IDENTITIESxIMAGES[,seed=0][,first=0]`, drawn characters `strokes:...` likewise, or several of
+            these: `A + B * 2` (B counts twice) or a
             `.json` file {"sources": [{"source": A, "name": "a", "weight": 1}, ...], "same_names": "apart"}.
             `FOLDER#nested` is a folder whose innermost folders are the identities. In-Shop's list is opened in parts,
             `list_eval_partition.txt#train` and `#test`; SOP's are `Ebay_train.txt` and `Ebay_test.txt`.
@@ -145,8 +146,8 @@ def open_dataset(
         if " + " in text or " * " in text:
             parts = [_part(part, Path()) for part in text.split(" + ")]
             return _join(parts, size, resize, same_names, tolerant)
-        if text.startswith("rendered:"):
-            return _open_rendered(text, size)
+        if text.startswith(MADE):
+            return _open_made(text, size)
         if path.suffix == ".tar" and "{" in text:
             return ShardDataset(text, size, resize)
         place, part = split_part(text)
@@ -217,9 +218,9 @@ def _part(text: str, folder: Path) -> _Part:
 
 
 def _in_folder(source: str, name: str, weight: float, folder: Path) -> _Part:
-    rendered = source.startswith("rendered:")
-    name = name or (source.replace(":", "-").replace(",", "-") if rendered else Path(source).stem)
-    return _Part(source=source if rendered else str(folder / source), name=name, weight=weight)
+    made = source.startswith(MADE)
+    name = name or (source.replace(":", "-").replace(",", "-") if made else Path(source).stem)
+    return _Part(source=source if made else str(folder / source), name=name, weight=weight)
 
 
 def _read_sources(path: Path) -> tuple[list[_Part], SameNames]:
@@ -261,9 +262,10 @@ def _has_shards(folder: Path) -> bool:
     return any(entry.suffix == ".tar" for entry in entries) and not any(entry.is_dir() for entry in entries)
 
 
-def _open_rendered(source: str, size: int | None) -> FaceDataset:
-    usage = f"{source!r}: expected rendered:IDENTITIESxIMAGES[,seed=0][,first=0], such as rendered:400x20"
-    counts, *options = source.removeprefix("rendered:").split(",")
+def _open_made(source: str, size: int | None) -> FaceDataset:
+    kind, _, described = source.partition(":")
+    usage = f"{source!r}: expected {kind}:IDENTITIESxIMAGES[,seed=0][,first=0], such as {kind}:400x20"
+    counts, *options = described.split(",")
     numbers = counts.split("x")
     settings = {"seed": 0, "first": 0}
     for option in options:
@@ -273,6 +275,10 @@ def _open_rendered(source: str, size: int | None) -> FaceDataset:
         settings[key] = int(value)
     if len(numbers) != 2 or not all(n.isdecimal() and int(n) > 0 for n in numbers):
         raise UserError(usage)
+    if kind == "strokes":
+        from visard.data.strokes import Strokes
+
+        return Strokes(int(numbers[0]), int(numbers[1]), size=28 if size is None else size, **settings)
     from visard.data.rendered import RenderedFaces
 
     return RenderedFaces(

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 
+MADE = ("rendered:", "strokes:")
+"""What sources begin with that are made, not read."""
+
 
 def split_part(source: str) -> tuple[str, str]:
     """(PATH, PART) where `PATH#PART` names a part of something that exists; otherwise the source as it is, and ""."""

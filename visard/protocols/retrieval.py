@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from visard.data.dataset import FaceDataset
 from visard.errors import UserError
 from visard.functional.metrics import Z_95, wilson_interval
 from visard.functional.retrieval import Retrieved, recall_at, retrieve
@@ -23,9 +24,6 @@ from visard.records import Embeddings, Int64Array, ModelSpec, Result
 
 KS = (1, 2, 4, 8)
 """Recall@K where neither the user nor the data set names K."""
-
-KS_INSHOP = (1, 10, 20, 30)
-KS_SOP = (1, 10, 100, 1000)
 
 CURVE_POINTS = 60
 
@@ -48,6 +46,26 @@ class Roles:
                 raise UserError(f"retrieval: an image comes twice among the {what}; name each once")
             if not len(rows):
                 raise UserError(f"retrieval: there are no {what}; is this the right data set?")
+
+
+def own_roles(dataset: FaceDataset | None, ids: Sequence[str]) -> Roles | None:
+    """Who is who by a data set's own list, None for one that has none: every image against all others.
+
+    Args:
+        dataset: perhaps with `sought`, see `RetrievalList`.
+        ids: of the embeddings.
+    """
+    sought = getattr(dataset, "sought", None)
+    if dataset is None or sought is None:
+        return None
+    by_id = dict(zip(dataset.ids, sought.tolist(), strict=True))
+    of_query = np.array([by_id[image_id] for image_id in ids])
+    return Roles(np.flatnonzero(of_query), np.flatnonzero(~of_query))
+
+
+def own_ks(dataset: FaceDataset | None) -> tuple[int, ...]:
+    """K of Recall@K as results on this data set are published, else `KS`."""
+    return getattr(dataset, "ks", None) or KS
 
 
 def leave_one_out(labels: Int64Array) -> Roles:

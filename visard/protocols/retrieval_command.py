@@ -20,7 +20,7 @@ from visard.data.formats.joined import Source
 from visard.embed import is_embeddings
 from visard.errors import UserError
 from visard.protocols.inputs import Scored, open_for, scored, write_result
-from visard.protocols.retrieval import KS, Roles, check_ks, evaluate_retrieval
+from visard.protocols.retrieval import Roles, check_ks, evaluate_retrieval, own_ks, own_roles
 from visard.records import ModelSpec, Result
 from visard.runtime import Flip
 
@@ -66,7 +66,7 @@ def main(config: RetrievalConfig) -> Answer:
     """
     source = _source(config)
     roles = _roles(config, source)
-    ks = config.ks or getattr(source.dataset, "ks", KS)
+    ks = config.ks or own_ks(source.dataset)
     result = evaluate_retrieval(source.embed(), roles, ks=ks, examples=config.examples)
     settings = {"model": str(config.model), "data": config.data, "gallery": config.gallery}
     result = dataclasses.replace(result, settings=result.settings | settings)
@@ -125,9 +125,4 @@ def _roles(config: RetrievalConfig, source: Scored) -> Roles | None:
         of_query = np.array([dataset.place(row)[0] == 0 for row in range(len(dataset))])
         labelled = np.asarray(dataset.labels) >= 0
         return Roles(np.flatnonzero(of_query & labelled), np.flatnonzero(~of_query))
-    sought = getattr(dataset, "sought", None)
-    if dataset is None or sought is None:
-        return None
-    by_id = dict(zip(dataset.ids, sought, strict=True))
-    of_query = np.array([by_id[image_id] for image_id in source.ids])
-    return Roles(np.flatnonzero(of_query), np.flatnonzero(~of_query))
+    return own_roles(dataset, source.ids)

@@ -16,12 +16,13 @@ from visard import dist
 from visard.config import Recipe
 from visard.console import say
 from visard.data.dataset import FaceDataset, open_dataset
+from visard.data.parts import MADE
 from visard.data.unaligned import unaligned_remark
 from visard.embed import embed_dataset
 from visard.errors import UserError
 from visard.protocols.drawing import draw_pairs, own_pairs
 from visard.protocols.pairs import Pairs, evaluate_pairs, read_pairs
-from visard.protocols.retrieval import evaluate_retrieval
+from visard.protocols.retrieval import evaluate_retrieval, own_ks, own_roles
 from visard.recipes.whereabouts import RETRIEVAL
 from visard.records import Embeddings, Float32Array, Int64Array, Result, UInt8Array
 from visard.runtime import Embedder
@@ -92,7 +93,7 @@ def _open(entry: str, recipe: Recipe) -> _ValidationSet:
     dataset = open_dataset(source, size=recipe.data.size, resize=True, framing=recipe.data.framing.kind)
     if dist.is_main() and (remark := unaligned_remark(dataset, source)):
         say(remark)
-    name = source.partition(",")[0].replace(":", "_") if source.startswith("rendered:") else Path(source).stem
+    name = source.partition(",")[0].replace(":", "_") if source.startswith(MADE) else Path(source).stem
     name = name.partition("#")[0]
     if how == RETRIEVAL:
         return _retrieval_set(name, dataset)
@@ -114,8 +115,10 @@ def _open(entry: str, recipe: Recipe) -> _ValidationSet:
 
 
 def _retrieval_set(name: str, dataset: FaceDataset) -> _ValidationSet:
+    roles, ks = own_roles(dataset, dataset.ids), own_ks(dataset)
+
     def judge(embeddings: Embeddings) -> Result:
-        return evaluate_retrieval(embeddings, examples=0)
+        return evaluate_retrieval(embeddings, roles, ks=ks, examples=0)
 
     return _ValidationSet(name, _Chosen(dataset, np.arange(len(dataset))), judge, "recall@1", ())
 

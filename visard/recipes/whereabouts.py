@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from visard.config import Recipe, RunConfig
-from visard.data.parts import split_part
+from visard.data.parts import MADE, split_part
 from visard.errors import UserError
 
 RETRIEVAL = "retrieval"
@@ -75,7 +75,7 @@ def _each_path(source: str, change: Callable[[str], str]) -> str:
         path, star, weight = part.strip().rpartition(" * ")
         if not star:
             path, weight = weight, ""
-        changed.append((path if path.startswith("rendered:") else change(path)) + star + weight)
+        changed.append((path if path.startswith(MADE) else change(path)) + star + weight)
     return " + ".join(changed)
 
 
