@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from visard.functional.face_surface import CAMERA_MM, KNOWN, Fit, anchors, fit, reshape
+from visard.functional.face_surface import CAMERA_MM, KNOWN, Fit, anchors, fit
 from visard.masks.light import Light, read_light, shade
 from visard.masks.records import Look, Masked, Refusal
 from visard.masks.texture import texture
@@ -118,7 +118,7 @@ class _Seen:
 
 def _look_at(mask: Worn, found: Fit, light: Light, eyes_22: Array, size: int) -> _Seen | None:
     """Where each pixel lies on the mask; None if the mask is outside of the crop."""
-    points = reshape(mask.points, found.shape) @ found.turn(roll=False).T
+    points = (mask.points + (found.shape @ mask.modes).reshape(-1, 3)) @ found.turn(roll=False).T
     flat = points[:, :2] * ((found.scale * CAMERA_MM) / (CAMERA_MM - points[:, 2:]))
     x_VU, y_VU = flat[: ROWS * COLUMNS].T.reshape(2, ROWS, COLUMNS)
     loops = flat[ROWS * COLUMNS : ROWS * COLUMNS + mask.loops * LOOP_POINTS].reshape(mask.loops, LOOP_POINTS, 2)
@@ -193,29 +193,28 @@ def _unfold(
     u_VU = np.where(hidden, edge_V[:, None], _COLUMN_NUMBERS)
     y_VU = np.where(hidden, y_VU[_EVERY_ROW, edge_V][:, None], y_VU)
 
-    # Along the rows: all of them in one increasing sequence, each moved away from the one before.
+    # Along the rows: all of them in one increasing sequence, each moved away from the one before. Two values at once
+    # are one complex number.
     wide, tall = len(lattice_x), len(lattice_y)
-    knots = _bordered(x_VU + _RAMP_U, 2000.0) + _ROW_OFFSETS
+    knots = (_bordered(x_VU + _RAMP_U, 2000.0) + _ROW_OFFSETS).ravel()
     queries = (lattice_x + _ROW_OFFSETS).ravel()
-    knots = knots.ravel()
-    u_VX = np.interp(queries, knots, _bordered(u_VU).ravel()).reshape(ROWS, wide)
-    y_VX = np.interp(queries, knots, _bordered(y_VU).ravel()).reshape(ROWS, wide)
-    beside_VX = np.maximum(x_VU[:, :1] - lattice_x, lattice_x - x_VU[:, -1:])
+    found = np.interp(queries, knots, _bordered(u_VU + 1j * y_VU).ravel()).reshape(ROWS, wide).T
+    beside_XV = np.maximum(x_VU[:, 0] - lattice_x[:, None], lattice_x[:, None] - x_VU[:, -1])
 
     # Across them: down every column of the lattice.
     offsets = _FAR * np.arange(wide)[:, None]
-    down = np.maximum.accumulate(y_VX.T, axis=1)
+    down = np.maximum.accumulate(found.imag, axis=1)
     knots = (_bordered(down + _RAMP_V, 2000.0) + offsets).ravel()
     queries = (lattice_y + offsets).ravel()
     v = np.interp(queries, knots, np.concatenate([_ROW_NUMBERS] * wide)).reshape(wide, tall)
-    u = np.interp(queries, knots, _bordered(u_VX.T).ravel()).reshape(wide, tall)
-    outside = np.interp(queries, knots, _bordered(beside_VX.T).ravel()).reshape(wide, tall)
-    upper = np.maximum(y_VX[0], eyes_X)
+    both = np.interp(queries, knots, _bordered(found.real + 1j * beside_XV).ravel()).reshape(wide, tall)
+    u, outside = both.real, both.imag
+    upper = np.maximum(found.imag[:, 0], eyes_X)
     if len(rim_N2):
         x, y = rim_N2[np.argsort(rim_N2[:, 0])].T
         upper = np.maximum(upper, np.interp(lattice_x, x, y, left=-_FAR, right=-_FAR))
-    np.maximum(outside, upper[:, None] - lattice_y, out=outside)
-    np.maximum(outside, lattice_y - y_VX[-1][:, None], out=outside)
+    outside = np.maximum(outside, upper[:, None] - lattice_y)
+    np.maximum(outside, lattice_y - found.imag[:, -1:], out=outside)
     planes = [np.ascontiguousarray(values.T, dtype=np.float32) for values in (u, v, outside)]
     return [*planes, np.empty_like(planes[0])]
 
@@ -229,9 +228,9 @@ _EVERY_ROW = np.arange(ROWS)
 _ROW_OFFSETS = _FAR * np.arange(ROWS)[:, None]
 
 
-def _bordered(values: Array, beyond: float = 0.0) -> Array:
+def _bordered(values: NDArray[Any], beyond: float = 0.0) -> NDArray[Any]:
     """Rows with their first value, less `beyond`, before them, and their last one, more by it, after them."""
-    out = np.empty((values.shape[0], values.shape[1] + 2))
+    out = np.empty((values.shape[0], values.shape[1] + 2), values.dtype)
     out[:, 1:-1] = values
     out[:, 0] = values[:, 0] - beyond
     out[:, -1] = values[:, -1] + beyond
@@ -266,58 +265,48 @@ def _draw(image: UInt8Array, seen: _Seen, light: Light, look: Look) -> Masked:
     cloth = cv2.remap(cloth, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     if light.blur_px * unit > 0.3:
         cloth = cv2.GaussianBlur(cloth, (5, 5), light.blur_px * unit)
-    *colours, opaque = cv2.split(cloth)
+    planes = np.empty((4, height, width), np.uint8)
+    cv2.split(cloth, list(planes))
+    colours, opaque = planes[:3], planes[3]
+    if light.colourful < 1.0:
+        grey = cv2.cvtColor(cloth, cv2.COLOR_RGBA2GRAY)
+        for plane in colours:
+            cv2.addWeighted(plane, light.colourful, grey, 1.0 - light.colourful, 0.0, dst=plane)
     # The outline is as soft as the picture.
     alpha = outside * (-1.0 / (1.3 + 1.2 * light.blur_px * unit))
     alpha += 0.5
-    _clip(alpha)
-    alpha *= opaque * np.float32(1 / 255)
-    # The edge is folded over and turns away from the light.
-    hem = outside * (0.5 / unit)
-    hem += 1.0
-    _clip(hem)
-    hem *= -0.16
-    hem += 1.0
-    lit *= hem
+    np.minimum(np.maximum(alpha, 0.0, out=alpha), 1.0, out=alpha)
+    alpha *= opaque
+    alpha *= 1 / 255
+    # Next to the outline the mask's edge is folded over and turns away from the light, and little light gets to the
+    # skin beside it.
+    near = np.abs(outside, out=outside)
+    near *= -0.2 / unit
+    near += 1.0
+    np.maximum(near, 0.0, out=near)
+    near *= near
 
     result = image.copy()
     if seen.loops:
         _draw_loops(result, seen.loops, look, light, size)
-    # Next to the outline little light gets to the skin.
-    shadow = outside * (-0.2 / unit)
-    shadow += 1.0
-    _clip(shadow)
-    shadow *= shadow
-    shadow *= -0.5 * look.shadow
-    shadow += 1.0
-    if light.colourful < 1.0:
-        grey = cv2.cvtColor(cloth, cv2.COLOR_RGBA2GRAY)
-        colours = [cv2.addWeighted(c, light.colourful, grey, 1.0 - light.colourful, 0.0) for c in colours]
-    grain = _grain(look.wrinkle_seed, height, width, light.grain) if light.grain > 0.1 else None
-    drawn = []
-    for channel, below, gain in zip(colours, cv2.split(result[part]), light.gain.tolist(), strict=True):
-        level = channel * np.float32(gain / 255)
-        level *= lit
-        if grain is not None:
-            level += grain
-        under = below * shadow
-        level -= under
-        level *= alpha
-        level += under
-        drawn.append(level)
-    levels = cv2.merge(drawn)
-    if grain is not None:
-        levels = np.maximum(levels, 0.0)
-    result[part] = cv2.convertScaleAbs(levels)
+    below = np.empty((3, height, width), np.uint8)
+    cv2.split(result[part], list(below))
+    lit *= 1.0 - 0.2 * near
+    levels = colours * (light.gain.astype(np.float32) / 255)[:, None, None]
+    levels *= lit
+    if light.grain > 0.1:
+        levels += _grain(look.wrinkle_seed, height, width, light.grain)
+        np.maximum(levels, 0.0, out=levels)
+    near *= -0.5 * look.shadow
+    near += 1.0
+    skin = below * near
+    levels -= skin
+    levels *= alpha
+    levels += skin
+    result[part] = cv2.convertScaleAbs(cv2.merge(list(levels)))
     region = np.zeros((size, size), np.uint8)
-    alpha *= 255.0
-    region[part] = cv2.convertScaleAbs(alpha)
+    region[part] = cv2.convertScaleAbs(alpha, alpha=255.0)
     return Masked(result, region, look.kind, look.wearing)
-
-
-def _clip(values: FloatArray) -> None:
-    """To 0..1, in place."""
-    np.minimum(np.maximum(values, 0.0, out=values), 1.0, out=values)
 
 
 def _draw_loops(result: UInt8Array, loops: list[Array], look: Look, light: Light, size: int) -> None:

@@ -13,7 +13,7 @@ V, U rows and columns of the grid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import pairwise
 
@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from visard.functional.face_surface import ANGLE_DEG, AXIS_Z, HEIGHT_MM, radius
+from visard.functional.face_surface import ANGLE_DEG, AXIS_Z, HEIGHT_MM, MODES, radius, reshape
 from visard.masks.records import Kind, Look, Wearing
 
 __all__ = ["COLUMNS", "ROWS", "Worn", "put_on"]
@@ -106,11 +106,14 @@ class Worn:
     Args:
         points: (P, 3) mm: the grid's V * U, then those of the loops, from the mask's edge to behind the ears (the first
             half of the loops is on the picture's left), then, where the nose hangs over the mask, its lower rim.
+        modes: (M, 3 P) mm: how one standard deviation of each of the face's modes moves the points, flat; taken where
+            the points of the usual size lie.
         normals: (V * U, 3) float32 unit vectors, outwards.
         loops: how many there are, of `LOOP_POINTS` points.
     """
 
     points: Array
+    modes: Array
     normals: FloatArray
     loops: int
 
@@ -124,20 +127,25 @@ _NOSE_RIM = np.array(
 def put_on(look: Look) -> Worn:
     """The mask where `look` says, on the mean face."""
     cut = _cut(look.kind, look.wearing)
-    height_VU = cut.length_VU * look.size
-    height_VU += cut.top_U + 100.0 * look.drop
+    points, normals = _points(cut, look.size, look.drop, look.tilt, look.slack)
+    return Worn(points, cut.modes, normals, len(cut.loops_NL3))
+
+
+def _points(cut: _Cut, size: float, drop: float, tilt: float, slack: float) -> tuple[Array, FloatArray]:
+    """`Worn.points` and `Worn.normals`."""
+    height_VU = cut.length_VU * size
+    height_VU += cut.top_U + 100.0 * drop
     # Twice as large is not twice as wide: more of it stands off.
-    wider = 0.4 + 0.6 * look.size
-    angle_VU = cut.angle_VU * wider
+    angle_VU = cut.angle_VU * (0.4 + 0.6 * size)
     sine, cosine = np.sin(angle_VU), np.cos(angle_VU)
-    if look.tilt:
-        height_VU += (look.tilt * 60.0) * sine
+    if tilt:
+        height_VU += (tilt * 60.0) * sine
     row = ((height_VU - HEIGHT_MM[0]) * (1 / HEIGHT_MM[2])).astype(np.float32)
     column = (angle_VU * (180 / np.pi / ANGLE_DEG[2]) - ANGLE_DEG[0] / ANGLE_DEG[2]).astype(np.float32)
     found = cv2.remap(cut.map_RQ4, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     reach = cv2.remap(_skin(), column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    reach += found[..., 3] * np.float32(look.slack)
-    loops, rim = cut.loops_NL3, _NOSE_RIM if look.wearing == "under-nose" else _NOTHING
+    reach += found[..., 3] * np.float32(slack)
+    loops, rim = cut.loops_NL3, cut.rim_N3
     points = np.empty((ROWS * COLUMNS + loops.shape[0] * LOOP_POINTS + len(rim), 3))
     grid = points[: ROWS * COLUMNS].reshape(ROWS, COLUMNS, 3)
     np.multiply(reach, sine, out=grid[..., 0])
@@ -150,17 +158,17 @@ def put_on(look: Look) -> Worn:
         points[ROWS * COLUMNS : ROWS * COLUMNS + moved.size // 3] = moved.reshape(-1, 3)
     if len(rim):
         points[-len(rim) :] = rim
-    return Worn(points, found[..., :3].reshape(-1, 3), len(loops))
+    return points, found[..., :3].reshape(-1, 3)
 
 
-_NOTHING = np.empty((0, 3))
 _FADE = np.linspace(1, 0, LOOP_POINTS)[:, None]
 
 
 @dataclass(frozen=True)
 class _Cut:
     """A kind and a way of wearing it, ready: the upper edge and the lengths from it down (mm), angles (radians), the
-    map of normals and tent (x, y, z, mm over the skin), the loops of the usual size, the grid places they begin at."""
+    map of normals and tent (x, y, z, mm over the skin), the loops of the usual size, the grid places they begin at,
+    the nose's rim where it hangs over the mask, and `Worn.modes`."""
 
     top_U: Array
     length_VU: Array
@@ -168,6 +176,8 @@ class _Cut:
     map_RQ4: FloatArray
     loops_NL3: Array
     loop_start: tuple[list[int], list[int]]
+    rim_N3: Array
+    modes: Array
 
 
 @lru_cache(maxsize=1)
@@ -197,14 +207,19 @@ def _cut(kind: Kind, wearing: Wearing) -> _Cut:
             columns.append(edge)
             start = float(top[edge] + length_VU[row, edge])
             lines.append(_line(float(angle_VU[row, edge]), start, sign * float(np.radians(end)), height))
-    return _Cut(
+    cut = _Cut(
         top_U=top,
         length_VU=length_VU,
         angle_VU=angle_VU,
         map_RQ4=_tent(kind, wearing),
         loops_NL3=np.array(lines).reshape(-1, LOOP_POINTS, 3),
         loop_start=(rows, columns),
+        rim_N3=_NOSE_RIM if wearing == "under-nose" else np.empty((0, 3)),
+        modes=np.empty(0),
     )
+    usual, _ = _points(cut, 1.0, 0.0, 0.0, 1.0)
+    modes = np.stack([(reshape(usual, one) - usual).ravel() for one in np.eye(len(MODES))])
+    return replace(cut, modes=modes)
 
 
 def _tent(kind: Kind, wearing: Wearing) -> FloatArray:
