@@ -1,6 +1,7 @@
 """How well tool 1 places a mask, on rendered faces: what share of the true lower face it covers, and what it must not.
 
-    python benchmarks/mask_placement.py [--images 600] [--points true detected template] [--kind surgical]
+    python benchmarks/mask_placement.py [--images 1000] [--points true dense detected template] [--kind surgical]
+    python benchmarks/mask_placement.py --sheet sheet.png      faces from one profile to the other, and masks at random
 
 The truth comes from the renderer's own surface: which pixels show the skin between the bridge of the nose and the chin,
 which show the head at all, and where the eyes are. The tool sees the crop and 2D points only: the five true ones, those
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 
 from visard.data.rendered import RenderedFaces
 from visard.functional.geometry import template
-from visard.masks.records import KINDS, Look
+from visard.masks.records import KINDS, Look, draw_look
 from visard.masks.uv import wear
 
 BANDS = ((-60, -45), (-45, -30), (-30, -15), (-15, 15), (15, 30), (30, 45), (45, 60))
@@ -41,13 +42,17 @@ EYE_RADIUS = 0.045
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--points", nargs="+", default=["true", "dense", "detected", "template"])
     parser.add_argument("--kind", choices=KINDS, default="surgical")
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet, measure nothing")
     args = parser.parse_args()
+    if args.sheet:
+        sheet(args.sheet, args.size, args.seed)
+        return
     results = measure(args.images, tuple(args.points), Look(kind=args.kind), args.size, args.seed)
     for points, bands in results.items():
         print(f"\n{points} points, {args.kind}")
@@ -87,13 +92,42 @@ def measure(
     return {source: {name: _mean(bands[name]) for name in order if bands[name]} for source, bands in rows.items()}
 
 
+def sheet(path: Path, size: int, seed: int, columns: int = 9, rows: int = 4) -> None:
+    """Rendered faces, yaw from the left to the right, each above itself with a mask."""
+    import cv2
+
+    people = RenderedFaces(identities=160, images_per_identity=1, seed=seed, size=size)
+    made = people.render(np.arange(160))
+    yaw = made.pose[:, 0].numpy()
+    wanted = np.radians(np.linspace(-58, 58, columns))
+    lines = []
+    used: set[int] = set()
+    for _ in range(rows):
+        clean, masked = [], []
+        for target in wanted:
+            for k in np.argsort(np.abs(yaw - target)).tolist():
+                if k in used:
+                    continue
+                crop = made.images[k].numpy()
+                result = wear(crop, made.points[k].numpy(), draw_look(np.random.default_rng([seed, k])))
+                used.add(k)
+                if not isinstance(result, str):
+                    clean.append(crop)
+                    masked.append(result.image)
+                    break
+        lines += [np.hstack(clean), np.hstack(masked)]
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 88] if path.suffix == ".jpg" else []
+    done = cv2.imwrite(str(path), np.vstack(lines)[..., ::-1], quality)
+    assert done, f"OpenCV could not write {path}"
+
+
 class _Truth:
     """What the renderer knows of one crop."""
 
     def __init__(self, made: Any, k: int) -> None:
         self.lower = made.lower_face[k].numpy()
         self.points = made.points[k].numpy()
-        self.yaw_deg = float(np.degrees(made.pose[k, 0]))
+        self.yaw_deg = float(np.degrees(float(made.pose[k, 0])))
         self.size = self.lower.shape[0]
         self.head = _head(made, k, self.size)
 
