@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from tests.data.formats.crops import IMAGES, S, contents, encoded, points_of, write_set
@@ -267,3 +269,23 @@ def test_the_genuine_mxnet_file(shared_data: Path, tmp_path: Path) -> None:
     assert len(before) == 16
     for kind in KINDS:
         assert contents(convert(genuine, tmp_path / kind, kind)) == before
+
+
+def test_nested_folders_scaled(tmp_path: Path) -> None:
+    """ALPHABET/CHARACTER/IMAGE: each innermost folder is an identity; images are scaled and written without loss."""
+    for alphabet, character in (("A", "c1"), ("A", "c2"), ("B", "c1")):
+        folder = tmp_path / "set" / alphabet / character
+        folder.mkdir(parents=True)
+        for number in range(2):
+            picture = np.full((105, 105, 3), 255, np.uint8)
+            picture[:, : 20 + 5 * number] = 0
+            cv2.imwrite(str(folder / f"{number}.png"), picture)
+    assert main(ConvertConfig(src=f"{tmp_path}/set#nested", out=tmp_path / "out", size=35)).value["images"] == 6
+    data = open_dataset(tmp_path / "out")
+    assert (data.size, list(data.identities)) == (35, ["A/c1", "A/c2", "B/c1"])
+    assert data.ids[0] == "A/c1/0.png"
+    # 20 of 105 columns are black: 6 of 35 whole ones, and two thirds of the next
+    assert data.image(0)[3, :9, 0].tolist() == [0] * 6 + [85, 255, 255]
+    assert len(open_dataset(tmp_path / "set", size=35, resize=True).identities) == 2
+    with pytest.raises(UserError, match="--size is 8 px"):
+        ConvertConfig(src="a", out=tmp_path / "b", size=8)
