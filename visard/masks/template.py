@@ -79,7 +79,9 @@ def wear(image: UInt8Array, points: Float32Array, look: Look, own: UInt8Array | 
     cv2.mixChannels([maps], [places], [0, 0, 1, 1])
     if cv2.sumElems(covered)[0] < LEAST_COVERED * 255 * size * size:
         return "outside"
-    laid = cv2.remap(_flat(look, own, lit, scale), places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    laid = cv2.remap(
+        _flat(look, own, lit, scale, mirrored), places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     coverage = cv2.multiply(cv2.extractChannel(laid, 3), covered, scale=1 / 255, dtype=cv2.CV_8U)
     region = np.zeros((size, size), np.uint8)
     region[top:bottom, left:right] = coverage
@@ -166,17 +168,17 @@ def _seen(
     return cv2.remap(view.maps, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[return-value]
 
 
-def _flat(look: Look, own: UInt8Array | None, lit: Exposure, scale: int) -> UInt8Array:
-    """The texture, its sides lit as the cheeks are."""
+def _flat(look: Look, own: UInt8Array | None, lit: Exposure, scale: int, mirrored: bool) -> UInt8Array:
+    """The texture as the view has it, its sides lit as the cheeks are."""
     height, width = TEXTURE[0] * scale, TEXTURE[1] * scale
     if own is None:
         shown = look if lit.chroma == 1 else replace(look, colour=_grey(look.colour, lit.chroma))
-        flat = texture(shown, height, width, lit.side)
+        flat = texture(shown, height, width, -lit.side if mirrored else lit.side)
+    elif own.shape[:2] == (height, width):
+        flat = own
     else:
-        flat = (
-            own if own.shape[:2] == (height, width) else cv2.resize(own, (width, height), interpolation=cv2.INTER_AREA)
-        )
-    return flat
+        flat = cv2.resize(own, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    return cv2.flip(flat, 1) if mirrored else flat  # type: ignore[return-value]
 
 
 def _shown(colour: UInt8Array, bright: Float32Array, lit: Exposure) -> UInt8Array:
