@@ -17,15 +17,15 @@ may need that image without; `--side both` masks all of them; with two tools the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from visard.config_masks import KindShares, WearingShares
 from visard.console import Answer
 from visard.errors import UserError
+from visard.masks.records import Kind, Wearing
 
 Tool = Literal["mix", "uv", "template"]
 Points = Literal["kept", "template", "detected"]
@@ -50,8 +50,10 @@ class MaskCopyConfig:
     """With --side both: the tool for the second image of each pair, if it is another one."""
     probability: float = 1.0
     """Share of the images that get a mask (of those that are to be masked)."""
-    kinds: KindShares = field(default_factory=KindShares)
-    wearings: WearingShares = field(default_factory=WearingShares)
+    kinds: tuple[Kind, ...] = ()
+    """Only these, as often among themselves as usual; by default all."""
+    wearings: tuple[Wearing, ...] = ()
+    """Only worn so: right, under-nose, chin; by default all, mostly right."""
     own: Path | None = None
     """One's own mask, a PNG with transparency, instead of drawn ones; its key points are in a .txt beside it, or in
     --own-points. For the 2D tool."""

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from visard import pages
+from visard.config_masks import KindShares, WearingShares
 from visard.console import progress
 from visard.data.formats import sidecars
 from visard.data.formats.naming import FileNames
@@ -28,7 +29,7 @@ from visard.errors import UserError
 from visard.masks import template
 from visard.masks.augment import shares_of, template_points, tool
 from visard.masks.own import read_own
-from visard.masks.records import REFUSALS, Masked, draw_look
+from visard.masks.records import KINDS, REFUSALS, WEARINGS, Masked, draw_look
 from visard.masks.shapes import TEXTURE
 from visard.protocols.pair_files import Pairs, write_pairs
 from visard.recipes.mask import Job, MaskCopyConfig
@@ -140,7 +141,7 @@ def _make(
         generator = random.generator(source)
         drawn, by_uv = generator.random(2).tolist()
         if drawn < config.probability:
-            look = draw_look(generator, *shares_of(config.kinds, config.wearings))
+            look = draw_look(generator, *_shares(config))
             points, origin = points_of(job.row, image)
             name = "template" if own is not None else "uv" if by_uv < 0.5 else "template"
             name = job.tool if job.tool != "mix" else name
@@ -275,6 +276,18 @@ def _thumbnail(made: Made) -> pages.Html:
     caption = line["refused"] if look is None else f"{look['kind']}, {look['wearing']}, {line['tool']}"
     assert made.thumbnail is not None
     return pages.figure(made.thumbnail, f"{caption} · {line['id']}", suffix=".jpg")
+
+
+def _shares(config: MaskCopyConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """How often each of `KINDS` and `WEARINGS` is drawn."""
+    usual = shares_of(KindShares(), WearingShares())
+    chosen = (config.kinds or KINDS, config.wearings or WEARINGS)
+    kept = [
+        [share if name in some else 0.0 for name, share in zip(names, values, strict=True)]
+        for some, names, values in zip(chosen, (KINDS, WEARINGS), usual, strict=True)
+    ]
+    kinds, wearings = (tuple(share / sum(values) for share in values) for values in kept)
+    return kinds, wearings
 
 
 def _spread(numbers: Sequence[int], count: int) -> set[int]:
