@@ -83,7 +83,7 @@ _JAWS = (8, 9)
 _CONTOUR_YAW_RAD = math.radians(15)
 # Heads in pictures are bowed or raised so much, root mean square; five points alone say little about it.
 _PITCH_RAD = math.radians(13)
-_STEPS = 2
+_STEPS = 3
 _SIZE = 6 + len(MODES)
 # Yaw, pitch, roll, logarithm of scale, shift, modes: what is known beforehand, in 1 / variance; the largest step.
 _PRIOR = np.array([0.0, _PITCH_RAD**-2, 0.0, 0.0, 0.0, 0.0] + [1.0] * len(MODES))
@@ -151,7 +151,7 @@ def fit(points_K2: ArrayLike) -> Fit | None:
     """The generic face where the points are: pose under perspective, and shape as far as the points tell it.
 
     Least squares with priors: every residual counts in its expected error, every mode in its standard deviation.
-    Starts from the affine camera of the mean face (DeMenthon and Davis 1995, POS); then two Gauss-Newton steps over
+    Starts from the affine camera of the mean face (DeMenthon and Davis 1995, POS); then three Gauss-Newton steps over
     yaw, pitch, roll, scale, shift and `MODES`.
 
     Args:
@@ -180,31 +180,30 @@ def fit(points_K2: ArrayLike) -> Fit | None:
     state[:4] = yaw, 0.5 * min(max(pitch, -0.5), 0.5), roll, math.log(scale)
     turned = tables.places.reshape(count, 3) @ _turn(yaw, pitch, roll).T
     state[4:6] = mean - scale * (tables.average @ turned)[:2]
+    residual, turned, nearer, rotation = _residual(state, given, tables)
+    in_errors = weight * math.exp(-float(state[3]))
+    strength = nearer * in_errors
+    # A turn about axis a moves a point p by a x p: Rz ey for yaw, Rz Ry ex for pitch, ez for roll.
+    (ax, ay, az), cos_roll, sin_roll = rotation[:, 0].tolist(), math.cos(roll), math.sin(roll)
+    # Columns: x of yaw, pitch, roll, scale, then y of them.
+    moves = np.array(
+        [
+            [0.0, 0.0, 0.0, 1.0, 0.0, az, 1.0, 0.0],
+            [0.0, -az, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0],
+            [cos_roll, ay, 0.0, 0.0, sin_roll, -ax, 0.0, 0.0],
+        ]
+    )
     jacobian = np.zeros((count, 2, _SIZE))
+    jacobian[:, :, :4] = ((turned * strength[:, None]) @ moves).reshape(count, 2, 4)
+    jacobian[:, 0, 4] = jacobian[:, 1, 5] = in_errors
+    np.matmul(rotation[:2] * strength[:, None, None], tables.directions, out=jacobian[:, :, 6:])
+    rows = jacobian.reshape(-1, _SIZE)
+    inverse = np.linalg.inv(rows.T @ rows + _PRIOR_SQUARE)
+    # The same matrix serves all steps: it changes little, and it is most of the work.
     for _ in range(_STEPS):
-        residual, turned, nearer, rotation = _residual(state, given, tables)
-        in_errors = weight * math.exp(-float(state[3]))
-        # A turn about axis a moves a point p by a x p: Rz ey for yaw, Rz Ry ex for pitch, ez for roll.
-        (ax, ay, az), cos_roll, sin_roll = rotation[:, 0].tolist(), math.cos(state[2]), math.sin(state[2])
-        # Columns: x of yaw, pitch, roll, scale, then y of them.
-        moves = np.array(
-            [
-                [0.0, 0.0, 0.0, 1.0, 0.0, az, 1.0, 0.0],
-                [0.0, -az, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0],
-                [cos_roll, ay, 0.0, 0.0, sin_roll, -ax, 0.0, 0.0],
-            ]
-        )
-        np.matmul(turned * (nearer * in_errors)[:, None], moves, out=tables.moved)
-        jacobian[:, :, :4] = tables.moved.reshape(count, 2, 4)
-        jacobian[:, 0, 4] = jacobian[:, 1, 5] = in_errors
-        np.matmul(rotation[:2], tables.directions, out=jacobian[:, :, 6:])
-        jacobian[:, :, 6:] *= (nearer * in_errors)[:, None, None]
-        rows = jacobian.reshape(-1, _SIZE)
-        right = rows.T @ (residual * in_errors[:, None]).ravel() - _PRIOR * state
-        change = np.linalg.solve(rows.T @ rows + _PRIOR_SQUARE, right)
-        np.minimum(np.maximum(change, -_LIMIT), _LIMIT, out=change)
-        state += change
-    residual, *_ = _residual(state, given, tables)
+        change = inverse @ (rows.T @ (residual * in_errors[:, None]).ravel() - _PRIOR * state)
+        state += np.minimum(np.maximum(change, -_LIMIT), _LIMIT)
+        residual, *_ = _residual(state, given, tables)
     yaw, pitch, roll, log_scale = state[:4].tolist()
     scale = math.exp(log_scale)
     inner = residual[:_INNER]
@@ -267,7 +266,7 @@ def radius() -> Array:
 @dataclass(frozen=True)
 class _Tables:
     """What a fit to A anchors needs: the places flat (3 A,), the modes flat (M, 3 A) and as (A, 3, M), the weights
-    (1 / mm), the pseudo-inverse of the affine camera (3, A), the weights of a mean (A,), and room for (A, 8)."""
+    (1 / mm), the pseudo-inverse of the affine camera (3, A), and the weights of a mean (A,)."""
 
     places: Array
     modes: Array
@@ -275,7 +274,6 @@ class _Tables:
     weight: Array
     inverse: Array
     average: Array
-    moved: Array
 
 
 @lru_cache(maxsize=2)
@@ -297,7 +295,6 @@ def _tables(count: int) -> _Tables:
         weight=1.0 / table[:, 3],
         inverse=inverse,
         average=np.full(count, 1 / count),
-        moved=np.empty((count, 8)),
     )
 
 

@@ -86,7 +86,8 @@ def read_light(image_SS3: UInt8Array, fit: Fit) -> Light:
     y = (turned[:, 1] * nearer + first[1]).astype(np.intp)
     # Turned away more than this the place is on the outline, or hidden.
     seen = design[:, 1:] @ rotation[2] > 0.3
-    seen &= (x >= 0) & (x < COARSE) & (y >= 0) & (y < COARSE)
+    # As unsigned numbers negative ones are large.
+    seen &= (x.view(np.uintp) < COARSE) & (y.view(np.uintp) < COARSE)
     levels = coarse[y[seen], x[seen]].astype(np.float64)
     some = coarse[::2, ::2].reshape(-1, 3).astype(np.float64)
     luma = some @ _LUMA
@@ -156,7 +157,7 @@ def _gain(skin_3: Array, bright: float, colourful: float) -> Array:
 
 def _softness(image_SS3: UInt8Array, size: int) -> tuple[float, float]:
     """Blur and grain of the picture's middle: how fast detail falls off from one scale to the next."""
-    rim = size // 4
+    rim = size * 3 // 10
     grey = cv2.cvtColor(image_SS3[rim : size - rim, rim : size - rim], cv2.COLOR_RGB2GRAY)
     smooth = cv2.blur(grey, (3, 3))
     fine = cv2.norm(grey, smooth, cv2.NORM_L1)

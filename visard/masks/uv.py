@@ -46,7 +46,10 @@ LATTICE_PX = 4.0
 """Distance of the lattice's points in a 112 px crop."""
 EYE_MARGIN_MM = 9.0
 """No mask is drawn nearer to the line through the eyes than this."""
+MAX_SHAPE = 4.0
+"""Standard deviations."""
 MARGIN_PX = 6
+_MOUTH = np.array([0.0, 71.0, 10.0])
 _FAR = 1e4
 
 
@@ -67,7 +70,7 @@ def wear(image: UInt8Array, points: ArrayLike, look: Look) -> Masked | Refusal:
     given = np.asarray(points, dtype=np.float64)
     if given.ndim != 2 or given.shape[1] != 2 or len(given) not in KNOWN:
         raise ValueError(f"expected (K, 2) points with K one of {', '.join(map(str, KNOWN))}, got {given.shape}")
-    if not np.isfinite(given).all():
+    if not math.isfinite(float(given.sum())):
         return "points"
     found = fit(given)
     size = image.shape[0]
@@ -88,13 +91,12 @@ def place_refused(found: Fit | None, size: int) -> Refusal | None:
         return "points"
     if abs(found.yaw) > math.radians(MAX_YAW_DEG) or abs(found.pitch) > math.radians(MAX_PITCH_DEG):
         return "profile"
-    if found.error_mm > MAX_ERROR_MM or float(np.abs(found.shape).max()) > 4.0:
+    if found.error_mm > MAX_ERROR_MM or float(np.abs(found.shape).max()) > MAX_SHAPE:
         return "unlike"
     # The mouth's middle must be in the crop, and the face neither a speck nor larger than the crop.
-    turn = found.turn()
-    mouth = found.scale * (turn[:2] @ (0.0, 71.0, 10.0)) + found.shift
+    x, y = (found.scale * (found.turn() @ _MOUTH)[:2] + found.shift).tolist()
     eyes_px = 61.0 * found.scale
-    if not (0 <= mouth[0] < size and 0 <= mouth[1] < size) or not 0.1 * size < eyes_px < 0.75 * size:
+    if not (0 <= x < size and 0 <= y < size) or not 0.1 * size < eyes_px < 0.75 * size:
         return "outside"
     return None
 
@@ -126,20 +128,23 @@ def _look_at(mask: Worn, found: Fit, light: Light, eyes_22: Array, size: int) ->
 
     # The part of the crop that the mask's box covers, in pixels; the box is upright to the face.
     margin = MARGIN_PX * size / 112
-    box_x = (float(x_VU.min()) - margin, float(x_VU.max()) + margin)
-    box_y = (float(y_VU.min()) - margin, float(y_VU.max()) + margin)
+    least, most = np.minimum.reduce(flat[: ROWS * COLUMNS]).tolist(), np.maximum.reduce(flat[: ROWS * COLUMNS]).tolist()
+    first_x, first_y, last_x, last_y = least[0] - margin, least[1] - margin, most[0] + margin, most[1] + margin
     cos, sin = math.cos(found.roll), math.sin(found.roll)
     shift_x, shift_y = found.shift.tolist()
-    corners = [(cos * x - sin * y + shift_x, sin * x + cos * y + shift_y) for x in box_x for y in box_y]
-    left, top = (max(math.floor(min(c[k] for c in corners)), 0) for k in (0, 1))
-    right, bottom = (min(math.ceil(max(c[k] for c in corners)) + 1, size) for k in (0, 1))
+    half_x, half_y = (last_x - first_x) / 2, (last_y - first_y) / 2
+    middle_x, middle_y = (first_x + last_x) / 2, (first_y + last_y) / 2
+    reach_x, reach_y = abs(cos) * half_x + abs(sin) * half_y, abs(sin) * half_x + abs(cos) * half_y
+    centre_x, centre_y = cos * middle_x - sin * middle_y + shift_x, sin * middle_x + cos * middle_y + shift_y
+    left, top = max(math.floor(centre_x - reach_x), 0), max(math.floor(centre_y - reach_y), 0)
+    right, bottom = min(math.ceil(centre_x + reach_x) + 1, size), min(math.ceil(centre_y + reach_y) + 1, size)
     if right - left < 8 or bottom - top < 8:
         return None
     # What of the box lies in that part: a lattice over more would be cut off.
     inside = [(x - shift_x, y - shift_y) for x in (left, right) for y in (top, bottom)]
     upright_x, upright_y = [cos * x + sin * y for x, y in inside], [cos * y - sin * x for x, y in inside]
-    first_x, last_x = max(box_x[0], min(upright_x)), min(box_x[1], max(upright_x))
-    first_y, last_y = max(box_y[0], min(upright_y)), min(box_y[1], max(upright_y))
+    first_x, last_x = max(first_x, min(upright_x)), min(last_x, max(upright_x))
+    first_y, last_y = max(first_y, min(upright_y)), min(last_y, max(upright_y))
     step = LATTICE_PX * size / 112
     lattice_x = np.arange(first_x, last_x + step, step)
     lattice_y = np.arange(first_y, last_y + step, step)
