@@ -18,7 +18,7 @@ from visard.align import models
 from visard.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/own-data.md")
+PAGES = ("README.md", "docs/own-data.md", "docs/masks.md")
 CALLED = {"photographs": ("anna", "boris", "eva"), "others": ("clara", "dan", "fay", "gil")}
 
 
