@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.training.conftest import assert_same_bits, weights_of
 from tests.training.test_processes import RUN, assert_close, rows, train
@@ -73,3 +74,18 @@ def test_a_sampled_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     # The same seed on one process draws other classes: it is another run, but one of the same kind.
     alone = train(1, tmp_path / "alone", **sampled)
     assert (alone["head.weight"] != whole["head.weight"]).any()
+
+
+def test_adam_goes_on_at_another_number_of_processes(tmp_path: Path) -> None:
+    """6 steps by three processes and 6 by two equal 12 by one: moments and counts of steps lie along the classes."""
+    adam = {"batch_norm": False, "run": RUN, "optim": {"kind": "adam"}, "lr": 0.003}
+    whole = train(1, tmp_path / "whole", **adam)
+    out = tmp_path / "run"
+    train(3, out, head=SHARDED, **adam)
+    shutil.rmtree(out / "checkpoints" / "step_00000012")
+    parts = train(2, out, head=SHARDED, resume=True, **adam)
+    assert "going on after step 6" in (out / "log.txt").read_text()
+    assert parts["steps.head.weight"].tolist() == [12] * 6
+    for name, tensor in parts.items():
+        if name != "steps.head.weight":  # in one process it is one count for all classes
+            torch.testing.assert_close(tensor, whole[name], rtol=2e-3, atol=2e-4)
