@@ -1,9 +1,9 @@
 """A training process for the tests of several processes and of kills: `python -m tests.training.train_tiny JSON`.
 
 JSON: out; run (overrides of RunConfig); max_steps; lr; optim (overrides of OptimConfig); resume; batch_norm (false: a
-network without it); head (HeadConfig as JSON); sampler (SamplerConfig as JSON); identities and images_each of the data;
-delay (seconds a step, so that a kill finds the run at work); count_reductions (print how often DDP sums a bucket of
-gradients).
+network without it); head (HeadConfig as JSON); distill (DistillConfig as JSON); sampler (SamplerConfig as JSON);
+identities and images_each of the data; delay (seconds a step, so that a kill finds the run at work); count_reductions
+(print how often DDP sums a bucket of gradients).
 """
 
 # No `from __future__ import annotations`: DDP compares a hook's annotations with its own types.
@@ -19,7 +19,7 @@ from torch import nn
 
 from tests.training.conftest import PaintedFaces, tiny_recipe, with_steps
 from visard import dist
-from visard.config import BackboneConfig, HeadConfig, SamplerConfig, from_dict
+from visard.config import BackboneConfig, DistillConfig, HeadConfig, SamplerConfig, from_dict
 from visard.data.transforms import Sample
 from visard.errors import Interrupted
 from visard.training import build, loop, parallel
@@ -59,7 +59,10 @@ def main(options: dict[str, Any]) -> int:
     head = from_dict(HeadConfig, options["head"], where="head") if "head" in options else recipe.head
     optim = replace(recipe.optim, lr=options.get("lr", recipe.optim.lr), **options.get("optim", {}))
     data = replace(recipe.data, sampler=from_dict(SamplerConfig, options.get("sampler", {}), where="sampler"))
-    recipe = replace(with_steps(recipe, options.get("max_steps", 0)), head=head, optim=optim, data=data)
+    distill = from_dict(DistillConfig, options.get("distill", {}), where="distill")
+    recipe = replace(
+        with_steps(recipe, options.get("max_steps", 0)), head=head, optim=optim, data=data, distill=distill
+    )
     people = tuple(f"person{i}" for i in range(options.get("identities", 6)))
     faces = PaintedFaces(identities=people, images_each=options.get("images_each", 8))
 

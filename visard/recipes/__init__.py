@@ -45,6 +45,18 @@ RECIPES = {
     "wf42m_pfc02_r100_tiny": "visard.recipes.published:wf42m_pfc02_r100_tiny",
     "adaface_ms1mv2_r50": "visard.recipes.published:adaface_ms1mv2_r50",
     "adaface_ms1mv2_r50_tiny": "visard.recipes.published:adaface_ms1mv2_r50_tiny",
+    "margindistillation_r100_mobilefacenet": "visard.recipes.distill:margindistillation_r100_mobilefacenet",
+    "margindistillation_r100_mobilefacenet_tiny": "visard.recipes.distill:margindistillation_r100_mobilefacenet_tiny",
+    "angular_r100_mobilefacenet": "visard.recipes.distill:angular_r100_mobilefacenet",
+    "angular_r100_mobilefacenet_tiny": "visard.recipes.distill:angular_r100_mobilefacenet_tiny",
+    "margin_kd_r100_mobilefacenet": "visard.recipes.distill:margin_kd_r100_mobilefacenet",
+    "margin_kd_r100_mobilefacenet_tiny": "visard.recipes.distill:margin_kd_r100_mobilefacenet_tiny",
+    "triplet_l2_r100_mobilefacenet": "visard.recipes.distill:triplet_l2_r100_mobilefacenet",
+    "triplet_l2_r100_mobilefacenet_tiny": "visard.recipes.distill:triplet_l2_r100_mobilefacenet_tiny",
+    "triplet_cos_r100_mobilefacenet": "visard.recipes.distill:triplet_cos_r100_mobilefacenet",
+    "triplet_cos_r100_mobilefacenet_tiny": "visard.recipes.distill:triplet_cos_r100_mobilefacenet_tiny",
+    "bigface_distill_r600_r240": "visard.recipes.distill:bigface_distill_r600_r240",
+    "bigface_distill_r600_r240_tiny": "visard.recipes.distill:bigface_distill_r600_r240_tiny",
 }
 
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from visard.config import DistillConfig, HeadConfig, Recipe, from_dict, to_dict
 from visard.config_augment import AugmentConfig
-from visard.config_distill import WEIGHTS
 from visard.errors import UserError
 
 OF_OPTIMIZER_KINDS = ("momentum", "nesterov", "beta1", "beta2", "eps")
@@ -44,13 +43,8 @@ def with_kinds(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         recipe = replace(recipe, optim=replace(optim, **own))
     method = _given(overrides, "--distill.method")
     if method not in (None, recipe.distill.method):
-        # What the old method has filled in is not the new one's own; the teacher stays.
-        old = recipe.distill
-        new = DistillConfig()
-        if method in WEIGHTS:
-            kept = {"teacher": old.teacher, "embeddings": old.embeddings, "cache": old.cache, "view": old.view}
-            new = from_dict(DistillConfig, {"method": method, **kept}, where="--distill.method: distill")
-        recipe = replace(recipe, distill=new)
+        # What the old method has filled in is not the new one's own.
+        recipe = replace(recipe, distill=DistillConfig())
     sampler = recipe.data.sampler
     if _given(overrides, "--data.sampler.kind") not in (None, sampler.kind):
         recipe = replace(recipe, data=replace(recipe.data, sampler=type(sampler)()))
