@@ -57,6 +57,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def restarted() -> bool:
+    """Whether torchrun started this process anew because one of the group had died (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def is_main() -> bool:
     """Whether this process writes files and speaks."""
     return rank() == 0

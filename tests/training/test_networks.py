@@ -11,8 +11,10 @@ import pytest
 
 from tests.training.conftest import PaintedFaces, assert_same_bits, tiny_recipe, weights_of, with_steps
 from tests.training.test_resume import stop_at
-from visard.config import BackboneConfig, IRConfig, ResNetConfig, ViTConfig
+from visard.backbones import build
+from visard.config import BackboneConfig, IRConfig, IResNetConfig, ResNetConfig, ViTConfig
 from visard.errors import Interrupted
+from visard.training.build import overrun_by_onednn
 from visard.training.loop import train
 
 NETWORKS: dict[str, BackboneConfig] = {
@@ -38,3 +40,13 @@ def test_it_learns_and_resumes_bit_for_bit(tmp_path: Path, backbone: BackboneCon
     assert caught.value.signal == signal.SIGTERM
     train(parts, faces, resume=True)
     assert_same_bits(weights_of(whole.run.out), weights_of(parts.run.out))
+
+
+def test_a_network_too_narrow_for_onednn_trains_in_another_memory_layout(tmp_path: Path) -> None:
+    """8 channels and a stride of 2 at 56 px ended in a segmentation fault: oneDNN writes beyond a buffer."""
+    recipe = with_steps(tiny_recipe(tmp_path / "run"), 3)
+    backbone = IResNetConfig(blocks=(1, 1, 1, 1), width=8, embedding_dim=16, input_size=56)
+    run = train(replace(recipe, backbone=backbone, data=replace(recipe.data, size=56)), PaintedFaces(size=56))
+    assert "layer1.0.downsample.0 is too narrow" in (run / "log.txt").read_text()
+    assert not overrun_by_onednn(build(IResNetConfig()))
+    assert not overrun_by_onednn(build(ResNetConfig()))

@@ -118,6 +118,9 @@ def build_parts(
         if not resume:
             notes = (*notes, *start_distillation(head, teacher, recipe, identities))
     backbone, head = backbone.to(device), head.to(device)
+    if recipe.run.channels_last and device.type == "cpu" and (narrow := overrun_by_onednn(backbone)):
+        recipe = replace(recipe, run=replace(recipe.run, channels_last=False))
+        notes = (*notes, f"{narrow} is too narrow for oneDNN's channels-last kernel; run.channels_last is off")
     if recipe.run.channels_last and recipe.run.zero < 2:  # FSDP divides contiguous parameters alone
         backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.run.init and not resume and recipe.run.init_centres == "class-means":
@@ -196,6 +199,19 @@ def head_of(recipe: Recipe, classes: int, teacher: Teacher | None, device: torch
 
 def _nothing(batch: Batch) -> Batch:
     return batch
+
+
+def overrun_by_onednn(backbone: nn.Module) -> str:
+    """The first layer, "" if none, whose gradient in channels-last memory oneDNN computes beyond its buffer on a CPU.
+
+    1 x 1 convolutions with a stride and fewer than 16 input channels corrupt memory in torch 2.11 to 2.13
+    (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    for name, layer in backbone.named_modules():
+        strided = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1)
+        if strided and layer.groups == 1 and layer.in_channels < 16:
+            return name
+    return ""
 
 
 @contextmanager

@@ -62,6 +62,7 @@ def train(
         evaluate: called every `run.evaluate_every` steps (0: epochs) and at the end.
         augment: see `data.loader.Loader`.
         resume: go on with the run in `run.out` instead of beginning one; without a complete checkpoint it begins anew.
+            So does a process that torchrun started anew, whatever is said here.
         at_size: opens the data set with crops of another size, for a teacher that takes such.
 
     Raises:
@@ -72,7 +73,7 @@ def train(
     require_wandb(recipe.run.wandb)
     device = process_device(recipe)
     dist.init(device)
-    newest = find_start(run, resume=resume)
+    newest = find_start(run, resume=resume or dist.restarted())
     parts = build_parts(recipe, dataset, device, augment=augment, resume=newest is not None, at_size=at_size)
     meters = Meters()
     if newest is not None:

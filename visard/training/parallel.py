@@ -12,6 +12,7 @@ becomes of running statistics.
 """
 
 # No `from __future__ import annotations`: DDP compares the hook's annotations with its own types.
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -29,6 +30,11 @@ from visard.config import BackboneConfig, RunConfig
 from visard.heads.base import Head
 
 GRADIENT_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BUFFERS_EACH_STEP = (
+    "forward_sync_buffers"  # torch 2.13's name, which warns of the older one
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+    else "broadcast_buffers"
+)
 Hook = Callable[[None, td.GradBucket], torch.futures.Future[torch.Tensor]]
 
 
@@ -57,8 +63,8 @@ def distribute(backbone: nn.Module, head: Head, device: torch.device, run: RunCo
     wrapped = DistributedDataParallel(
         backbone,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        **{BUFFERS_EACH_STEP: False},
     )
     wrapped.register_comm_hook(None, _sum_over_processes if dtype == torch.float32 else _sum_in(dtype))
     return wrapped
