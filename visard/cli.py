@@ -56,6 +56,7 @@ COMMANDS = {
     "inspect": Command("visard.data.inspect", "InspectConfig", "counts, histogram, broken and double images, pictures"),
     "mask": Command("visard.recipes.mask", "MaskCopyConfig", "masked copies of a data set or of a pair set"),
     "train": Command("visard.recipes.train", "", "train a recipe: a name or file.py:function"),
+    "plan": Command("visard.recipes.plan", "", "memory of each device before a recipe is started: plan RECIPE"),
     "networks": Command("visard.deploy.networks", "NetworksConfig", "networks by name, their parameters and MACs"),
     "recipes": Command("visard.recipes.command", "RecipesConfig", "what can be trained, one line each"),
     "embed": Command("visard.embed", "EmbedConfig", "embeddings of a data set", goes_on=True),

@@ -15,7 +15,7 @@ import tyro
 
 from visard.backbones import build
 from visard.backbones.named import NETWORKS, network
-from visard.config import BackboneConfig, to_dict
+from visard.config import BackboneConfig, IResNetConfig, to_dict
 from visard.console import Answer
 from visard.deploy.macs import count_macs, count_parameters
 
@@ -40,17 +40,20 @@ def main(config: NetworksConfig) -> Answer:
     sizes = {name: value for name in ("input_size", "width") if (value := getattr(config, name))}
     found = {name: replace(shape, **sizes) for name, shape in chosen.items()}
     counts = {name: size_of(shape) for name, shape in found.items()}
-    value: dict[str, Any] = {
+    values: dict[str, Any] = {
         name: {"backbone": to_dict(shape), "parameters": counts[name][0], "macs": counts[name][1]}
         for name, shape in found.items()
     }
     if config.markdown:
-        return Answer(value, markdown(found, counts))
+        return Answer(values, markdown(found, counts))
     lines = [f"{'network':<24}{'parameters':>13}{'MACs':>10}"]
     lines += [f"{name:<24}{p / 1e6:>11.2f} M{m / 1e9:>8.2f} G" for name, (p, m) in counts.items()]
     if len(found) == 1:
-        lines.append(f"in a recipe: visard train RECIPE {options(next(iter(found.values())))}")
-    return Answer(value, "\n".join(lines))
+        (shape,) = found.values()
+        lines.append(f"in a recipe: backbone={written(shape)}")
+        if isinstance(shape, IResNetConfig):  # a recipe's kind of network is its own
+            lines.append(f"with a recipe of an IResNet: visard train RECIPE {options(shape)}")
+    return Answer(values, "\n".join(lines))
 
 
 def size_of(shape: BackboneConfig) -> tuple[int, int]:
@@ -74,12 +77,10 @@ def written(shape: BackboneConfig) -> str:
 
 
 def options(shape: BackboneConfig) -> str:
-    """The options that give any recipe this network."""
-    values = {"kind": shape.kind, **_changed(shape)}
-    words = [f"--backbone.{name.replace('_', '-')} {_words(value)}" for name, value in values.items()]
-    if shape.input_size != type(shape)().input_size:
-        words.append(f"--data.size {shape.input_size}")
-    return " ".join(words)
+    """The options that give a recipe whose network is of the same kind this one."""
+    # All fields: the recipe's own may differ from the defaults.
+    words = [_option(field.name, getattr(shape, field.name)) for field in dataclasses.fields(shape)]
+    return " ".join([*words, f"--data.size {shape.input_size}"])
 
 
 def _changed(shape: BackboneConfig) -> dict[str, Any]:
@@ -92,5 +93,8 @@ def _text(value: object) -> str:
     return json.dumps(value) if isinstance(value, str) else f"{value}"
 
 
-def _words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _option(name: str, value: object) -> str:
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--backbone.{name if value else f'no-{name}'}"
+    return f"--backbone.{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -19,6 +20,7 @@ from visard.console import Answer
 from visard.errors import UserError
 from visard.pages import write_page
 from visard.report.page import document
+from visard.report.scaling import numbers, scaling, scaling_section
 from visard.report.sources import read_sources
 
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "onnxruntime")
@@ -32,6 +34,8 @@ class ReportConfig:
     """Runs and results, then the page to write: RUN... OUT.html."""
     title: str = ""
     """Heading; by default the names of what it is about."""
+    scaling: str = ""
+    """Metric whose error is drawn and fitted over the runs' parameters: accuracy, eer, tar@far=1e-3 ...; "" = none."""
 
     def __post_init__(self) -> None:
         if len(self.paths) < 2:
@@ -46,12 +50,18 @@ def main(config: ReportConfig) -> Answer:
     runs, results = read_sources(sources)
     title = config.title or ", ".join([*(run.name for run in runs), *(result.name for result in results)])
     subtitle = f"visard {__version__} · {time.strftime('%d %B %Y, %H:%M')}"
-    page = document(runs, results, title=title, subtitle=subtitle, machine=machine_text())
+    series = scaling(runs, results, config.scaling) if config.scaling else []
+    more = [scaling_section(series, config.scaling)] if series else []
+    page = document(runs, results, title=title, subtitle=subtitle, machine=machine_text(), more=more)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_page(out, page)
     size_kb = len(page.encode()) / 1000
-    value = {"out": str(out), "runs": [r.name for r in runs], "results": [r.name for r in results]}
-    return Answer(value, f"{out}: {len(runs)} runs, {len(results)} results, {size_kb:,.0f} kB")
+    value: dict[str, Any] = {"out": str(out), "runs": [r.name for r in runs], "results": [r.name for r in results]}
+    laws = [f"{one.name}: error = {one.law.a:.4f} (N / {one.law.unit:.3g})^-{one.law.b:.3f}" for one in series]
+    laws = [line + (f" + {one.law.c:.4f}" if one.law.c else "") for line, one in zip(laws, series, strict=True)]
+    if series:
+        value["scaling"] = numbers(series)
+    return Answer(value, "\n".join([f"{out}: {len(runs)} runs, {len(results)} results, {size_kb:,.0f} kB", *laws]))
 
 
 def machine_text() -> str:

@@ -12,10 +12,11 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from visard.functional.scaling import Band, FloatArray, Law
 from visard.pages import Html, escape
 
 SERIES = 6
@@ -28,6 +29,23 @@ _STAND_INS = {
     **{f"#0400{number:02x}": f"var(--series-{number})" for number in range(1, SERIES + 1)},
 }
 _INK, _QUIET, _LINE = "#010101", "#020202", "#030303"
+
+
+class Scaled(Protocol):
+    """What `scaling` draws of a test set; `visard.report.scaling.Series` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sizes(self) -> FloatArray: ...
+    @property
+    def errors(self) -> FloatArray: ...
+    @property
+    def law(self) -> Law: ...
+    @property
+    def places(self) -> FloatArray: ...
+    @property
+    def band(self) -> Band | None: ...
 
 
 @dataclass(frozen=True)
@@ -99,6 +117,25 @@ def score_histogram(title: str, genuine: Line, impostor: Line, threshold: float 
     return _svg(figure, title)
 
 
+def scaling(title: str, series: Sequence[Scaled]) -> Html:
+    """Errors over sizes on two logarithmic axes: points, the law through them, and its band."""
+    figure, axes = _axes(title, "parameters, the classification weight included", "error")
+    for place, one in enumerate(series):
+        colour = _style(place)["color"]
+        axes.plot(one.places, one.law.at(one.places), **_style(place), label=one.name)
+        axes.plot(one.sizes, one.errors, linestyle="", marker="o", markersize=4.5, color=colour)
+        if one.band is not None:
+            axes.fill_between(one.places, one.band.low, one.band.high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:.4g} M")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{100 * value:.3g} %")
+    axes.tick_params(axis="y", which="minor", labelsize=9)
+    _legend(axes, series)
+    return _svg(figure, title)
+
+
 def _axes(title: str, x_name: str, y_name: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -133,7 +170,7 @@ def _style(place: int) -> dict[str, Any]:
     return {"color": colour, "linewidth": 1.8, "linestyle": dashes[place // SERIES % len(dashes)]}
 
 
-def _legend(axes: Any, lines: Sequence[Line], place: str = "best") -> None:
+def _legend(axes: Any, lines: Sequence[object], place: str = "best") -> None:
     if len(lines) > 1:
         axes.legend(loc=place, frameon=False, fontsize=11, labelcolor=_INK)
 

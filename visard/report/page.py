@@ -23,7 +23,13 @@ KINDS = {
 
 
 def document(
-    runs: Sequence[RunRecord], results: Sequence[ResultRecord], *, title: str, subtitle: str, machine: str
+    runs: Sequence[RunRecord],
+    results: Sequence[ResultRecord],
+    *,
+    title: str,
+    subtitle: str,
+    machine: str,
+    more: Sequence[Html] = (),
 ) -> str:
     """The page.
 
@@ -32,8 +38,9 @@ def document(
         title: its heading.
         subtitle: below it.
         machine: hardware and software in lines.
+        more: sections after the tiles.
     """
-    parts = [_tiles(runs, results)]
+    parts = [_tiles(runs, results), *more]
     if runs:
         parts.append(section("Training", tables.run_table(runs), grid(_training_figures(runs))))
     if results:
