@@ -1,6 +1,7 @@
 """Masked 112 px crops a second on one core: both tools, beside a bare warp and blend, and the loader with masks.
 
-    python benchmarks/masks.py [--crops 512] [--rounds 9] [--data PREPARED] [--tools template uv] [--loader] [--sheet F.jpg]
+    python benchmarks/masks.py [--crops 512] [--rounds 9] [--data PREPARED] [--tools template uv] [--loader]
+                                [--sheet FILE.jpg]
 
 Whole `wear` calls, landmarks given (five, as `visard prepare` keeps them), a new look for every crop, on one pinned
 core. The floor, measured in the same rounds: a ready RGBA mask warped onto the crop by one cv2.warpAffine and blended
@@ -123,7 +124,7 @@ def measured(ways: dict[str, Callable[[], Any]], count: int, rounds: int) -> dic
 def loader_rates(data: Any, rounds: int) -> dict[str, float]:
     """Crops a second of the loader in this process, by share of masks; alternating passes."""
     rates: dict[str, list[float]] = {f"{ratio:.2f}": [] for ratio in RATIOS}
-    for round_ in range(max(2, rounds // 2) + 1):
+    for round_ in range(4):
         for ratio in RATIOS:
             masks = MaskConfig(probability=ratio)
             sampler = EpochSampler(len(data), 64, seed=round_)
@@ -131,7 +132,7 @@ def loader_rates(data: Any, rounds: int) -> dict[str, float]:
             start, images = time.process_time(), 0
             for batch in loader:
                 images += len(batch)
-                if images >= 4096:
+                if images >= 1024:
                     break
             if round_:
                 rates[f"{ratio:.2f}"].append(images / (time.process_time() - start))
