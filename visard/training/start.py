@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visard import checkpoint
+from visard.backbones import config_from_dict
 from visard.backbones.published import SUFFIXES, author, config_of, preprocessing_of, read_torch_file, take
+from visard.config import to_dict
 from visard.data.dataset import FaceDataset
 from visard.embed import class_sums
 from visard.errors import UserError
@@ -63,11 +65,13 @@ def start_from(
             )
         return spec, (note,) if centres == "class-means" else (note, f"all {len(identities)} class centres are new")
     module, found = load_module(path)
-    if found.backbone != spec.backbone:
+    # Through the configuration, which gives a model from before a setting was there its default.
+    there = to_dict(config_from_dict(found.backbone, where=str(path)))
+    if there != spec.backbone:
         differ = ", ".join(
-            f"{key} {found.backbone.get(key)} (here {spec.backbone.get(key)})"
-            for key in sorted({*found.backbone, *spec.backbone})
-            if found.backbone.get(key) != spec.backbone.get(key)
+            f"{key} {there.get(key)} (here {spec.backbone.get(key)})"
+            for key in sorted({*there, *spec.backbone})
+            if there.get(key) != spec.backbone.get(key)
         )
         raise UserError(f"{path}: its network differs from the recipe's: {differ}; give the recipe the same")
     backbone.load_state_dict(module.state_dict())
