@@ -185,7 +185,7 @@ def relational_angles(emb_ND: Tensor, teacher_NE: Tensor, anchor_A: Tensor, coun
     count = len(emb_ND)
     size = max(1, VERTEX_ELEMENTS // (count * max(count, emb_ND.shape[1], teacher_NE.shape[1])))
     total = emb_ND.new_zeros(())
-    for block_A in anchor_A.split(size):
+    for block_A in torch.split(anchor_A, size):
         part: Tensor = checkpoint(_angle_block, unit_ND, unit_NE, block_A, counted_N, use_reentrant=False)
         total = total + part
     return total
@@ -226,4 +226,5 @@ def principal_axes(moment_EE: Tensor, dim: int) -> Tensor:
     """
     axes_ED = torch.linalg.eigh(moment_EE).eigenvectors[:, -dim:].flip(1)
     largest_D = axes_ED.gather(0, axes_ED.abs().argmax(0, keepdim=True))
-    return axes_ED * torch.where(largest_D < 0, -1.0, 1.0)
+    signed_ED: Tensor = axes_ED * torch.where(largest_D < 0, -1.0, 1.0)
+    return signed_ED

@@ -133,7 +133,7 @@ def bigface_distill_r600_r240() -> Recipe:
 def bigface_distill_r600_r240_tiny() -> Recipe:
     """`bigface_distill_r600_r240` on rendered faces, in seconds: `--distill.teacher runs/rendered_tiny`."""
     recipe = bigface_distill_r600_r240()
-    backbone = IResNetConfig(blocks=(1, 1, 1, 1), width=8, embedding_dim=64, input_size=56)
+    backbone = IResNetConfig(blocks=(1, 1, 1, 1), width=16, embedding_dim=64, input_size=56, dropout=0.0)
     return _tiny(replace(recipe, data=replace(recipe.data, masks=MaskConfig())), backbone)
 
 

@@ -247,7 +247,7 @@ def _beside(recipe: Recipe, dataset: FaceDataset, device: torch.device) -> Teach
         spec = embedder.spec
     else:
         module, spec = load_module(found)
-        module = module.to(device, memory_format=torch.channels_last)
+        module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         embed = _of_module(module, spec, recipe.run.precision, device)
         embedder = embedder_of(module, spec)
     if spec.input_size != recipe.data.size:
@@ -260,7 +260,7 @@ def _beside(recipe: Recipe, dataset: FaceDataset, device: torch.device) -> Teach
     def fill(batch: Batch) -> Batch:
         extras = dict(batch.extras)
         images = extras.pop(CLEAN, batch.images)
-        extras[TEACHER] = torch.cat([embed(part) for part in images.split(size)])
+        extras[TEACHER] = torch.cat([embed(part) for part in torch.split(images, size)])
         return replace(batch, extras=extras)
 
     return Teacher(

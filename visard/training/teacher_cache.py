@@ -93,7 +93,8 @@ class TeacherCache:
     def both_views(self, indices: Int64Array) -> Float32Array:
         """(n, E) float32 sum of the views' directions, each of length 1."""
         views = [self.rows(indices, np.full(len(indices), flipped)) for flipped in (False, True)]
-        return sum(view / np.linalg.norm(view, axis=1, keepdims=True).clip(min=1e-12) for view in views)  # type: ignore[return-value]
+        units = [view / np.linalg.norm(view, axis=1, keepdims=True).clip(min=1e-12) for view in views]
+        return np.asarray(units[0] + units[1], dtype=np.float32)
 
     def class_sums(self, labels: Int64Array, classes: range) -> Float32Array:
         """(C, E) float32: of each of these classes the sum of its images' directions, of both views; streamed."""
