@@ -28,7 +28,17 @@ def init(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     cuda = device.type == "cuda"
-    td.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=device if cuda else None)
+    store, rank, count = next(iter(td.rendezvous("env://")))
+    # torchrun may keep its store over a restart; under its own prefix a group does not read the addresses of dead ones.
+    store = td.PrefixStore(f"visard/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    td.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=store,
+        rank=rank,
+        world_size=count,
+        timeout=TIMEOUT,
+        device_id=device if cuda else None,
+    )
 
 
 def close() -> None:
