@@ -55,7 +55,7 @@ def test_what_does_not_fit_is_said() -> None:
         (["rendered_tiny", "--hosts", "0"], "--hosts is 0"),
         (["rendered_tiny", "--hosts", "x"], "--hosts: invalid int value: 'x'"),
         (["rendered_tiny", "--memory", "1"], "must be above --reserve 1 GiB"),
-        (["rendered_tiny", "--zero", "4"], "--zero: invalid choice"),
+        (["rendered_tiny", "--run.zero", "4"], "--run.zero 4: choose one of 0, 1, 2, 3"),
         (["rendered_tiny", "--identities", "1"], "at least 2"),
         (["rendered_tiny", "--batch", "-1"], "--batch is -1"),
         (["rendered_tiny", "--head.classez", "sharded"], "did you mean --head.classes"),

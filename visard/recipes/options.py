@@ -14,7 +14,7 @@ from visard.config import DistillConfig, HeadConfig, Recipe, from_dict, to_dict
 from visard.config_augment import AugmentConfig
 from visard.errors import UserError
 
-OF_OPTIMIZER_KINDS = ("momentum", "nesterov", "beta1", "beta2", "eps")
+OF_OPTIMIZER_KINDS = ("momentum", "nesterov", "beta1", "beta2", "eps", "trust")
 """Fields of `OptimConfig` that belong to one kind."""
 
 

@@ -24,7 +24,6 @@ Everything that `visard train RECIPE` understands, and:
   --identities C      default: those of --data
   --memory GIB        of a device (default 80)
   --reserve GIB       of it for what cannot be counted: context, allocator, kernels' workspaces (default 1)
-  --zero 0|1|2|3      shared among devices: nothing; optimizer state; gradients too; weights too
   --json              print the answer as JSON, in bytes
 """
 
@@ -46,7 +45,6 @@ def run(arguments: list[str]) -> Answer:
     parser.add_argument("--identities", type=int, default=0)
     parser.add_argument("--memory", type=float, default=80.0)
     parser.add_argument("--reserve", type=float, default=1.0)
-    parser.add_argument("--zero", type=int, choices=(0, 1, 2, 3), default=0)
     if not arguments or arguments[0].startswith("-"):
         if "-h" in arguments or "--help" in arguments:
             return Answer({"usage": USAGE}, USAGE)
@@ -75,7 +73,6 @@ def run(arguments: list[str]) -> Answer:
         devices=asked.devices,
         hosts=asked.hosts,
         batch=asked.batch,
-        zero=asked.zero,
         memory_gib=asked.memory,
         reserve_gib=asked.reserve,
     )
@@ -88,7 +85,6 @@ def answer(
     devices: list[int],
     hosts: int,
     batch: int,
-    zero: int,
     memory_gib: float,
     reserve_gib: float,
 ) -> Answer:
@@ -100,7 +96,6 @@ def answer(
         devices: of each host, a line each.
         hosts: machines.
         batch: images of a device; 0 = the recipe's batch over all of them.
-        zero: see `Layout`.
         memory_gib: of a device.
         reserve_gib: of it, for what cannot be counted.
     """
@@ -119,7 +114,7 @@ def answer(
     rows, values = [], []
     for count in devices:
         each = batch or -(-recipe.run.batch_global // (count * hosts))
-        layout = Layout(devices=count, hosts=hosts, batch=each, zero=zero, kind=kind)
+        layout = Layout(devices=count, hosts=hosts, batch=each, zero=recipe.run.zero, kind=kind)
         found = plan(recipe, identities, networks[level], layout)
         instead = plan(recipe, identities, networks[other], layout)
         most = largest_batch(recipe, identities, networks[level], layout, room)
@@ -161,7 +156,7 @@ def answer(
     lines = [
         f"{recipe.name}: {recipe.backbone.kind}, {networks[level].trained / 4e6:.2f} M trained parameters, "
         f"{identities:,} identities, {recipe.run.precision}, checkpointing {level}, "
-        f"{recipe.run.micro_batches} micro-batches, ZeRO {zero}",
+        f"{recipe.run.micro_batches} micro-batches, ZeRO {recipe.run.zero}",
         f"an image's activations: {', '.join(f'{value:.1f} MiB ({name})' for name, value in kept.items())}",
         f"GiB a device; fits: in {memory_gib:g} GiB less {reserve_gib:g}",
         "",

@@ -188,8 +188,9 @@ def plan(recipe: Recipe, classes: int, network: Network, layout: Layout) -> Plan
 
     parameters, gradients, optimizer = network.parameters, network.trained, states * network.trained
     optimizer = -(-optimizer // world) if zero >= 1 else optimizer
-    if zero >= 2:
+    if zero >= 2 and recipe.run.micro_batches == 1:
         gradients = -(-gradients // world) + network.unit
+    # Micro-batches add gradients up whole, and divide them with the last one.
     if zero >= 3:
         # The unit at work and the one that is fetched ahead.
         parameters = -(-parameters // world) + 2 * network.unit
