@@ -32,13 +32,15 @@ def test_every_command_names_an_option_that_it_does_not_have(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """First of all, whatever else is missing; the message says where all options are listed."""
-    recipe = ("rendered_tiny",) if words == ("train",) else ()
+    recipe = ("rendered_tiny",) if words in (("train",), ("plan",)) else ()
     line = said(capsys, *words, *recipe, "--zzz", "3")
     assert line.startswith("unknown option --zzz; `visard ")
     assert " --help` lists all" in line
 
 
-@pytest.mark.parametrize("words", [w for w in WORDS if w[-1] not in ("recipes", "list", "pull")], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [w for w in WORDS if w[-1] not in ("recipes", "list", "pull", "networks")], ids=" ".join
+)
 def test_every_command_says_what_is_missing(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     line = said(capsys, *words)
     assert f"usage: visard {' '.join(words)} " in line or f"visard {' '.join(words)} R" in line
@@ -61,7 +63,7 @@ def test_every_command_says_what_is_missing(words: tuple[str, ...], capsys: pyte
         ("convert a b --to zip", "--to zip: choose one of bin, folder, list, lst, records, shards"),
         ("evaluate pairs", "MODEL is missing; usage: visard evaluate pairs MODEL [DATA] [options]"),
         ("evaluate pairs m d --fars low", "--fars low: expected a number"),
-        ("evaluate pair m d", "unknown protocol 'pair'; known are pairs"),
+        ("evaluate pair m d", "unknown protocol 'pair'; known are pairs, retrieval"),
         ("pairs make d", "OUT is missing; usage: visard pairs make DATA OUT [options]"),
         ("recipes all", "'all' is one argument too many; usage: visard recipes"),
     ],

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.training.conftest import assert_same_bits, weights_of
 from tests.training.processes import ROOT
 from tests.training.test_processes import train
@@ -17,6 +19,7 @@ from tests.training.test_processes import train
 RUN = {"log_every": 2, "save_every": 2}
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
     """SIGKILL to one of two after step 4: the end is bit for bit that of a run in which nothing happened."""
     whole = train(2, tmp_path / "whole", run=RUN)

@@ -65,8 +65,10 @@ def log_of(run: Path) -> str:
 def test_every_method_trains(method: str, tmp_path: Path, teacher: Path, cache: Path) -> None:
     run = train(student(tmp_path / "run", teacher, method, cache=str(cache)), PaintedFaces())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    key = "loss" if method == "margin" else "distill_loss"
-    assert rows[-1][key] < rows[0][key]
+    if method == "margin":  # which changes the margins from step to step, and the loss with them
+        assert rows[-1]["cos_target"] > rows[0]["cos_target"]
+    else:
+        assert rows[-1]["distill_loss"] < rows[0]["distill_loss"]
     assert ("head.base.weight" in weights_of(run)) == (not method.startswith("triplet"))
     model = run / "checkpoints" / str(checkpoint.pointed(run, "last")) / "model"
     assert load(model, "cpu").spec.embedding_dim == 16

@@ -29,7 +29,9 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("count", "zero"), [(2, 1), (2, 2), (2, 3), (4, 1), (4, 3)])
+@pytest.mark.parametrize(
+    ("count", "zero"), [(2, 1), (2, 2), (2, 3), pytest.param(4, 1, marks=pytest.mark.slow), (4, 3)]
+)
 def test_every_stage_equals_one_process(count: int, zero: int, one: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run = {**RUN, "zero": zero, "micro_batches": 2 if count == 2 else 1}
@@ -39,7 +41,15 @@ def test_every_stage_equals_one_process(count: int, zero: int, one: Path, tmp_pa
             assert right.get(key, 0) == pytest.approx(left.get(key, 0), rel=1e-4, abs=1e-5), (left["step"], key)
 
 
-@pytest.mark.parametrize(("before", "count", "after"), [(3, 1, 0), (1, 3, 2), (0, 2, 3), (2, 3, 1)])
+@pytest.mark.parametrize(
+    ("before", "count", "after"),
+    [
+        (3, 1, 0),
+        (0, 2, 3),
+        pytest.param(1, 3, 2, marks=pytest.mark.slow),
+        pytest.param(2, 3, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_on_at_another_stage_and_number_of_processes(
     before: int, count: int, after: int, one: Path, tmp_path: Path
 ) -> None:

@@ -10,9 +10,11 @@ identities and images_each of the data; delay (seconds a step, so that a kill fi
 import json
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -50,11 +52,18 @@ def _counted(state: None, bucket: torch.distributed.GradBucket) -> torch.futures
 
 
 def main(options: dict[str, Any]) -> int:
-    torch.set_num_threads(1)
     if options.get("count_reductions"):
         parallel._sum_over_processes = _counted  # type: ignore[assignment]
-    if not options.get("batch_norm", True):
-        build.build = parallel.build = PlainNetwork  # type: ignore[assignment]
+    with ExitStack() as patched:
+        if not options.get("batch_norm", True):
+            for module in (build, parallel):
+                patched.enter_context(mock.patch.object(module, "build", PlainNetwork))
+        code = _train(options)
+    print(f"reductions: {len(REDUCTIONS)}")
+    return code
+
+
+def _train(options: dict[str, Any]) -> int:
     recipe = tiny_recipe(Path(options["out"]), **options.get("run", {}))
     head = from_dict(HeadConfig, options["head"], where="head") if "head" in options else recipe.head
     optim = replace(recipe.optim, lr=options.get("lr", recipe.optim.lr), **options.get("optim", {}))
@@ -83,9 +92,9 @@ def main(options: dict[str, Any]) -> int:
         return 128 + stopped.signal
     finally:
         dist.close()
-    print(f"reductions: {len(REDUCTIONS)}")
     return 0
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     sys.exit(main(json.loads(sys.argv[1])))
