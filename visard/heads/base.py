@@ -48,6 +48,10 @@ class Head(nn.Module):
                 (as torch.chunk cuts them).
         """
         self._images_global, self._images_most, self._micro_batches = images_global, images_most, micro_batches
+        self.on_step(labels)
+
+    def on_step(self, labels: Tensor | None) -> None:
+        """What a subclass does when a step begins, once its sizes are known; see `begin_step`."""
 
     def prepare(self, batch: Batch) -> Batch:
         """The step's images of this process before they are cut into micro-batches: a head may add to their extras.

@@ -70,16 +70,10 @@ class BroadFaceHead(ShardedHead):
         self._taking_part: tuple[Tensor, Tensor] | None = None
         self.register_state_dict_pre_hook(_between_steps)  # type: ignore[no-untyped-call]
 
-    def begin_step(
-        self,
-        images_global: int | None = None,
-        labels: Tensor | None = None,
-        images_most: int | None = None,
-        micro_batches: int = 1,
-    ) -> None:
+    def on_step(self, labels: Tensor | None) -> None:
         """See `Head`; which entries take part is found with the first micro-batch."""
         self._new, self._taking_part = [], None
-        super().begin_step(images_global, labels, images_most, micro_batches)
+        super().on_step(labels)
 
     def forward(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """See `ShardedHead`; the value is Eq. 8's share of this process, the gradients are those of Eq. 8 and 9."""

@@ -104,17 +104,10 @@ class DistillHead(Head):
             with torch.no_grad():
                 own.copy_(centres)
 
-    def begin_step(
-        self,
-        images_global: int | None = None,
-        labels: Tensor | None = None,
-        images_most: int | None = None,
-        micro_batches: int = 1,
-    ) -> None:
+    def on_step(self, labels: Tensor | None) -> None:
         """See `Head`."""
-        super().begin_step(images_global, labels, images_most, micro_batches)
         if self.base is not None:
-            self.base.begin_step(images_global, labels, images_most, micro_batches)
+            self.base.begin_step(self._images_global, labels, self._images_most, self._micro_batches)
 
     def prepare(self, batch: Batch) -> Batch:
         """See `Head`; adds each image's margin (`extras["margin_rad"]`), which depends on all of the step."""

@@ -39,15 +39,8 @@ class FullHead(Head):
         self.margin = HeadMargin(config.margin)
         self.settings = settings_of(config, device)
 
-    def begin_step(
-        self,
-        images_global: int | None = None,
-        labels: Tensor | None = None,
-        images_most: int | None = None,
-        micro_batches: int = 1,
-    ) -> None:
+    def on_step(self, labels: Tensor | None) -> None:
         """See `Head`; the margin's statistics of the step begin anew."""
-        super().begin_step(images_global, labels, images_most, micro_batches)
         self.margin.begin_step()
 
     def after_step(self) -> None:

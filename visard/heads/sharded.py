@@ -90,15 +90,8 @@ class ShardedHead(Head):
         """See `Head`: none."""
         return iter(())
 
-    def begin_step(
-        self,
-        images_global: int | None = None,
-        labels: Tensor | None = None,
-        images_most: int | None = None,
-        micro_batches: int = 1,
-    ) -> None:
+    def on_step(self, labels: Tensor | None) -> None:
         """See `Head`; draws the step's sample of classes."""
-        super().begin_step(images_global, labels, images_most, micro_batches)
         self.margin.begin_step()
         self._gradient.clear()
         self._sample, self._labels_known = None, labels is not None
