@@ -82,7 +82,9 @@ def test_a_step_that_is_not_finite_moves_nothing() -> None:
     assert torch.equal(optimizer.tensors()["momentum"]["weight"], torch.zeros(2, 2))
 
 
-@pytest.mark.parametrize("run", [pytest.param({}, marks=pytest.mark.slow), {"zero": 1}, {"zero": 3}])
+@pytest.mark.parametrize(
+    "run", [pytest.param({}, marks=pytest.mark.slow), pytest.param({"zero": 1}, marks=pytest.mark.slow), {"zero": 3}]
+)
 def test_two_processes_equal_one(run: dict[str, Any], tmp_path: Path) -> None:
     """Norms are those of whole parameters and of all processes' class rows."""
     options: dict[str, Any] = {"batch_norm": False, "head": SHARDED, "optim": {"kind": "lars", "trust": 0.02}}

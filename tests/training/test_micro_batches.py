@@ -36,7 +36,7 @@ def test_micro_batches_equal_one_batch(kind: str, tmp_path: Path) -> None:
             assert right[key] == pytest.approx(left[key], rel=1e-4, abs=1e-5), (left["step"], key)
 
 
-@pytest.mark.parametrize("kind", ["full", "sharded"])
+@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "sharded"])
 def test_two_processes_with_micro_batches_equal_one_process(kind: str, tmp_path: Path) -> None:
     one = train(1, tmp_path / "1", batch_norm=False, run=RUN, head=HEADS[kind])
     two = train(2, tmp_path / "2", batch_norm=False, run={**RUN, "micro_batches": 2}, head=HEADS[kind])

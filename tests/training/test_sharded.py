@@ -76,6 +76,7 @@ def test_a_sampled_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert (alone["head.weight"] != whole["head.weight"]).any()
 
 
+@pytest.mark.slow
 def test_adam_goes_on_at_another_number_of_processes(tmp_path: Path) -> None:
     """6 steps by three processes and 6 by two equal 12 by one: moments and counts of steps lie along the classes."""
     adam = {"batch_norm": False, "run": RUN, "optim": {"kind": "adam"}, "lr": 0.003}

@@ -45,7 +45,7 @@ def test_every_stage_equals_one_process(count: int, zero: int, one: Path, tmp_pa
     ("before", "count", "after"),
     [
         (3, 1, 0),
-        (0, 2, 3),
+        pytest.param(0, 2, 3, marks=pytest.mark.slow),
         pytest.param(1, 3, 2, marks=pytest.mark.slow),
         pytest.param(2, 3, 1, marks=pytest.mark.slow),
     ],
