@@ -153,6 +153,20 @@ def test_two_processes_equal_one(name: str, two: dict[str, list[dict[str, Any]]]
         assert [rank["rows"] for rank in both] == [3, 2]
 
 
+def test_a_process_without_classes_takes_part(tmp_path: Path) -> None:
+    """Five classes over four processes: 2, 2, 1 and none; the last one still calls every collective."""
+    names = [name for name, case in CASES.items() if (case.head or {}).get("classes") == "sharded"]
+    processes.run(4, "-m", "tests.heads.distill_share", str(tmp_path), json.dumps([asdict(CASES[n]) for n in names]))
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
+    for i, name in enumerate(names):
+        one, each = alone(name), [rank[i] for rank in ranks]
+        assert [found["rows"] for found in each] == [2, 2, 1, 0]
+        close(torch.stack([found["loss"] for found in each]).sum(), one["loss"])
+        close(torch.cat([found["emb"] for found in each]), one["emb"])
+        if one["margin_rad"] is not None:
+            close(torch.cat([found["margin_rad"] for found in each]), one["margin_rad"])
+
+
 def test_frozen_centres_have_no_gradient_and_no_second_copy() -> None:
     head = made(CASES["margin, sharded"])
     assert head.teacher_centres is None

@@ -190,10 +190,10 @@ class DistillHead(Head):
             labels_N = dist.gather_rows(labels_B, capacity, fill=-1)
             here_N = (labels_N >= rows.start) & (labels_N < rows.stop)
             row_N = torch.where(here_N, labels_N - rows.start, 0)
+            teacher_NE = dist.gather_rows(teacher_BE, capacity)  # a process without classes calls it too
             cos_N = teacher_BE.new_zeros(len(labels_N))
             if len(rows):
-                own_ND = centres[row_N].to(teacher_BE)
-                cos_N = functional.cosine_similarity(dist.gather_rows(teacher_BE, capacity), own_ND)
+                cos_N = functional.cosine_similarity(teacher_NE, centres[row_N].to(teacher_BE))
             cos_N = dist.all_reduce_sum(torch.where(here_N, cos_N, 0.0))
             cos_B = cos_N[dist.own_rows(len(labels_B), capacity)]
         labelled_B = labels_B >= 0
