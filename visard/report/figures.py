@@ -48,6 +48,10 @@ class Scaled(Protocol):
     def band(self) -> Band | None: ...
 
 
+LEGEND_INSIDE = 6
+"""More lines than these are named beside the figure."""
+
+
 @dataclass(frozen=True)
 class Line:
     """A named curve; points whose y is None are left out."""
@@ -119,6 +123,8 @@ def score_histogram(title: str, genuine: Line, impostor: Line, threshold: float 
 
 def scaling(title: str, series: Sequence[Scaled]) -> Html:
     """Errors over sizes on two logarithmic axes: points, the law through them, and its band."""
+    from matplotlib.ticker import LogLocator
+
     figure, axes = _axes(title, "parameters, the classification weight included", "error")
     for place, one in enumerate(series):
         colour = _style(place)["color"]
@@ -130,8 +136,8 @@ def scaling(title: str, series: Sequence[Scaled]) -> Html:
     axes.set_yscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:.4g} M")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{100 * value:.3g} %")
-    axes.tick_params(axis="y", which="minor", labelsize=9)
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{100 * value:.4g} %")
     _legend(axes, series)
     return _svg(figure, title)
 
@@ -171,7 +177,9 @@ def _style(place: int) -> dict[str, Any]:
 
 
 def _legend(axes: Any, lines: Sequence[object], place: str = "best") -> None:
-    if len(lines) > 1:
+    if len(lines) > LEGEND_INSIDE:  # beside the curves, where it covers none
+        axes.figure.legend(loc="outside right upper", frameon=False, fontsize=9, labelcolor=_INK)
+    elif len(lines) > 1:
         axes.legend(loc=place, frameon=False, fontsize=11, labelcolor=_INK)
 
 

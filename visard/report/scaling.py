@@ -109,7 +109,7 @@ def scaling_section(series: Sequence[Series], metric: str) -> Html:
             [
                 one.name,
                 str(len(one.sizes)),
-                f"{one.sizes[0] / 1e6:.2f} to {one.sizes[-1] / 1e6:.2f} M",
+                f"{one.sizes[0] / 1e6:.3g} to {one.sizes[-1] / 1e6:.3g} M",
                 f"{law.a:.4f}",
                 exponent,
                 floor,
