@@ -18,7 +18,7 @@ import pytest
 
 from tests.align.photos import photograph_folder
 from tests.align.test_prepare import contents, prepare
-from tests.signals import listen_to_ctrl_c
+from tests.signals import children, listen_to_ctrl_c
 from visard.align import shards
 from visard.align.workers import Report, Task, run_in_processes
 from visard.errors import UserError
@@ -265,10 +265,6 @@ def test_signals_leave_with_their_exit_code_and_are_resumed(
     _, errors = again.communicate()
     assert again.returncode == 0, errors.decode()
     assert contents(tmp_path / "out") == contents(folder / "whole")
-
-
-def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")

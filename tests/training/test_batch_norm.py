@@ -28,6 +28,13 @@ net(images)
 average_statistics(net)
 print([round(v, 5) for name, b in net.named_buffers() if "running" in name for v in b.tolist()])
 print(net[0].num_batches_tracked.item())
+third = nn.Sequential(nn.BatchNorm2d(1), nn.Linear(1, 1)).train()
+third.register_buffer("constant", torch.tensor([0.1]))
+nn.init.constant_(third[0].running_mean, 0.1)
+third[0].eval()
+for _ in range(50):
+    average_statistics(third)
+print(bool(third.constant == torch.tensor([0.1]).item() and (third[0].running_mean == torch.tensor(0.1)).all()))
 dist.close()
 """
 
@@ -36,7 +43,7 @@ def test_statistics_are_the_mean_over_processes() -> None:
     results = processes.run(3, "-c", SHARE)
     assert len({out for _, out, _ in results}) == 1
     found = torch.tensor(json.loads(results[0][1].splitlines()[0]))
-    assert results[0][1].splitlines()[1] == "1"
+    assert results[0][1].splitlines()[1:] == ["1", "True"]  # frozen statistics and constants keep their bits
     expected = []
     for rank in range(3):
         norm = nn.BatchNorm2d(2)

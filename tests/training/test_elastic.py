@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.signals import children
 from tests.training.conftest import assert_same_bits, weights_of
 from tests.training.processes import ROOT
 from tests.training.test_processes import train
@@ -41,21 +42,11 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(tmp_path: Pat
         assert len(workers) == 2
         os.kill(workers[1], signal.SIGKILL)
         said, _ = torchrun.communicate(timeout=180)
-        print(said)
     finally:
         torchrun.kill()
     assert torchrun.returncode == 0, said[-3000:]
     assert "going on after step" in (out / "log.txt").read_text()
     assert_same_bits(weights_of(out), whole)
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        fields = path.read_text().rpartition(")")[2].split()
-        if int(fields[1]) == pid:
-            found.append(int(path.parent.name))
-    return sorted(found)
 
 
 def command_of(pid: int) -> str:

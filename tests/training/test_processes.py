@@ -6,8 +6,6 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +27,10 @@ def train(count: int, out: Path, **options: Any) -> dict[str, torch.Tensor]:
     """A run by `count` processes; a single one is this, which need not be started."""
     everything = {"out": str(out), **options}
     if count == 1:
-        with one_thread():
-            assert train_tiny.main(everything) == 0
+        assert train_tiny.main(everything) == 0
     else:
         processes.run(count, *TINY, json.dumps(everything))
     return weights_of(out)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

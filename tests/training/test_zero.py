@@ -68,8 +68,9 @@ def test_stages_share_batch_norm_dropout_and_the_saved_model(tmp_path: Path) -> 
     plain = train(2, tmp_path / "plain", run={"channels_last": False})
     run = {"zero": 3, "channels_last": False}  # dropout draws in the order of memory
     divided = train(2, tmp_path / "divided", run=run)
-    for name, tensor in plain.items():  # batch norm over 4 images amplifies the order of sums
-        torch.testing.assert_close(divided[name], tensor, rtol=0.02, atol=0.02, msg=name)
+    for name, tensor in plain.items():  # batch norm over 4 images amplifies the order of sums, in momentum most
+        bound = 1e-2 if name.startswith("momentum.") else 1e-3
+        torch.testing.assert_close(divided[name], tensor, rtol=bound, atol=bound, msg=name)
     shutil.copytree(tmp_path / "divided", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step_00000012")
     assert_same_bits(train(2, tmp_path / "parts", run=run, resume=True), divided)
@@ -82,7 +83,7 @@ def test_gradients_summed_in_bf16_are_nearly_the_same(run: dict[str, Any], one: 
     found = train(2, tmp_path / "run", batch_norm=False, evaluate=True, run={**RUN, **run}, head=SHARDED)
     expected = weights_of(one)
     assert any((found[name] != expected[name]).any() for name in expected)
-    assert_close(found, expected, tolerance=2e-2)
+    assert_close(found, expected, tolerance=1e-2)
 
 
 def test_an_overflow_in_an_fp16_sum_is_skipped_everywhere(tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from visard import dist
 
 @torch.no_grad()
 def average_statistics(backbone: nn.Module) -> None:
-    """Makes every floating-point buffer the mean over processes. Every process calls it, once a step."""
+    """Makes running statistics the mean over processes; frozen ones stay. Every process calls it, once a step."""
     if dist.world_size() == 1:
         return
-    buffers = [b for b in backbone.buffers() if b.is_floating_point()]
+    layers = [part for part in backbone.modules() if isinstance(part, _BatchNorm) and part.training]
+    buffers = [b for layer in layers for b in layer.buffers(recurse=False) if b.is_floating_point()]
     if not buffers:
         return
     joint = torch.cat([b.reshape(-1).float() for b in buffers])

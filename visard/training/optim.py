@@ -167,7 +167,7 @@ class Optimizer:
         whole = {
             name: p.grad for name, p in self.parameters.items() if p.grad is not None and not isinstance(p, DTensor)
         }
-        norm = nn.utils.get_total_norm(list(whole.values()))
+        norm = nn.utils.get_total_norm(list(whole.values())) if whole else torch.zeros_like(loss)
         if len(squares):
             norm = torch.hypot(norm, squares[0].sqrt().to(norm))
         norm = norm / scale
