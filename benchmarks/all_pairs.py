@@ -84,9 +84,7 @@ def main() -> None:
     options = parser.parse_args()
     results: dict[str, dict[str, float]] = {}
     for model in options.models:
-        results[Path(model).name] = measure(
-            model, options.data, options.distractors, options.flip, options.fars
-        )
+        results[Path(model).name] = measure(model, options.data, options.distractors, options.flip, options.fars)
         shown = "  ".join(f"{k} {v:.4f}" for k, v in results[Path(model).name].items() if v <= 1)
         print(f"{Path(model).name:28s} {shown}", flush=True)
     groups: dict[str, list[dict[str, float]]] = defaultdict(list)
