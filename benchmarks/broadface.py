@@ -162,7 +162,8 @@ def visard_step(classes: int, queue: int, *, bf16: bool) -> tuple[Callable[[], N
     batch = Batch(torch.zeros(IMAGES, 1, 1, 3), labels, tuple(map(str, range(IMAGES))), torch.zeros(IMAGES))
     queue_bytes = 0
     if isinstance(head, BroadFaceHead):
-        head.queue.put(*entries(queue, classes))
+        for first in range(0, queue, IMAGES):  # in portions: freed memory of a whole queue would hide what a step needs
+            head.queue.put(*entries(min(IMAGES, queue - first), classes))
         queue_bytes = sum(buffer.nbytes for buffer in head.queue.buffers())
 
     def once() -> None:
