@@ -21,6 +21,7 @@ FLOORS = {
     "__init__": 0, "errors": 0, "records": 0, "config": 0, "config_augment": 0, "config_backbones": 0,
     "config_distill": 0, "config_heads": 0, "config_json": 0, "config_masks": 0,
     "console": 0, "signals": 0, "wording": 0, "device": 0, "dist": 0, "pages": 0, "functional": 0, "completion": 0,
+    "kept_work": 1,
     "kernels": 1, "data": 1, "masks": 1, "backbones": 1,
     "embed_files": 2, "embed_journal": 2,
     "align": 2, "heads": 2, "runtime": 2,  # align writes the prepared data set that data defines

@@ -54,7 +54,9 @@ COMMANDS = {
     "render": Command("visard.data.render", "RenderConfig", "rendered faces to disk", goes_on=True),
     "convert": Command("visard.data.convert", "ConvertConfig", "between records, folders, lists, tar shards and .bin"),
     "inspect": Command("visard.data.inspect", "InspectConfig", "counts, histogram, broken and double images, pictures"),
-    "mask": Command("visard.recipes.mask", "MaskCopyConfig", "masked copies of a data set or of a pair set"),
+    "mask": Command(
+        "visard.recipes.mask", "MaskCopyConfig", "masked copies of a data set or of a pair set", goes_on=True
+    ),
     "train": Command("visard.recipes.train", "", "train a recipe: a name or file.py:function"),
     "plan": Command("visard.recipes.plan", "", "memory of each device before a recipe is started: plan RECIPE"),
     "networks": Command("visard.deploy.networks", "NetworksConfig", "networks by name, their parameters and MACs"),
@@ -193,7 +195,8 @@ def _completed_words() -> dict[str, list[str]]:
 
     words = {"": [*COMMANDS, "--help", "--version", "--completion"]}
     for name, command in COMMANDS.items():
-        following = list(RECIPES) if name == "train" else list(command.words)
+        of_recipe = name in ("train", "plan")
+        following = list(RECIPES) if of_recipe else list(command.words)
         # A recipe's help has every field of a run besides the shortcuts; without one only the shortcuts are told.
         words[name] = following + _options([name, *following[: name == "train"]])
         words |= {f"{name} {word}": _options([name, word]) for word in command.words}

@@ -19,7 +19,6 @@ import pytest
 from tests.align.photos import photograph_folder
 from tests.align.test_prepare import contents, prepare
 from tests.signals import children, listen_to_ctrl_c
-from visard.align import shards
 from visard.align.workers import Report, Task, run_in_processes
 from visard.errors import UserError
 
@@ -158,7 +157,7 @@ def test_cut_off_while_the_work_is_cleared_away(
 
 def stop_halfway(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        cut_at(patch, shards.os, "replace", 6, after=True)
+        cut_at(patch, os, "replace", 6, after=True)
         with pytest.raises(Cut):
             prepare(folder / "src", out, detections=folder / "src.jsonl")
     assert finished_shards(out) == 5
@@ -170,7 +169,7 @@ def test_nothing_is_done_twice(
     stop_halfway(folder, tmp_path / "out", monkeypatch)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out.partial").glob("shard-*")}
     with monkeypatch.context() as patch:
-        cut_at(patch, shards.os, "replace", 1, after=True)
+        cut_at(patch, os, "replace", 1, after=True)
         with pytest.raises(Cut):
             prepare(folder / "src", tmp_path / "out", detections=folder / "src.jsonl")
     assert finished_shards(tmp_path / "out") == 6

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from visard.cli import main
 from visard.data.dataset import open_dataset
 from visard.data.writer import DatasetWriter
+from visard.masks import template
 from visard.pages import encode_image
 from visard.protocols.pair_files import read_pairs
 
@@ -143,11 +147,135 @@ def test_mistakes_are_one_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("visard mask: ")
     assert said in error
-    assert not (tmp_path / "out").exists()
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_out_that_exists_is_left_alone(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     assert main(["mask", str(source), str(tmp_path / "out")]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class Cut(BaseException):
+    """Stands for the end of the process: nothing may catch it."""
+
+
+def cut_at(monkeypatch: pytest.MonkeyPatch, call: int, *, after: bool) -> None:
+    """Makes the given call of os.replace, counted from 1, the last thing that happens."""
+    original, counter = os.replace, iter(range(1, 1_000_000))
+
+    def stop_there(*arguments: Any, **keywords: Any) -> None:
+        last = next(counter) == call
+        if last and not after:
+            raise Cut
+        original(*arguments, **keywords)
+        if last:
+            raise Cut
+
+    monkeypatch.setattr(os, "replace", stop_there)
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """20 crops of five people, which are three shards, and OUT that was made of them without a stop."""
+    folder = tmp_path_factory.mktemp("larger")
+    faces = open_dataset("rendered:5x4,seed=3", size=112)
+    with DatasetWriter(folder / "data", 112, {"command": "test"}) as writer:
+        for k, image_id in enumerate(faces.ids):
+            writer.add(f"{image_id}.jpg", image_id.split("/")[0], encode_image(faces.image(k), quality=90))
+    assert main(["mask", str(folder / "data"), str(folder / "whole"), "--tool", "template"]) == 0
+    return folder / "data", folder / "whole"
+
+
+@pytest.mark.parametrize("kind", ["records", "folder"])
+def test_cut_off_before_and_after_every_rename(
+    larger: tuple[Path, Path], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every finished file comes into being by os.replace: a command cut off on either side of any of them goes on."""
+    arguments = ["mask", str(larger[0]), str(tmp_path / "out"), "--tool", "template", "--to", kind]
+    assert main(["mask", str(larger[0]), str(tmp_path / "whole"), "--tool", "template", "--to", kind]) == 0
+    whole = contents(tmp_path / "whole")
+    calls = 0
+    for call in range(1, 30):
+        cuts = 0
+        for after in (False, True):
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+            with monkeypatch.context() as patch:
+                cut_at(patch, call, after=after)
+                try:
+                    assert main(arguments) == 0
+                except Cut:
+                    cuts += 1
+            if cuts:
+                assert main(arguments) == 0
+            assert contents(tmp_path / "out") == whole
+            assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+        if not cuts:
+            break
+        calls = call
+    assert calls >= 1 + 3 + 1  # the record, the shards, and OUT itself
+
+
+def test_interrupted_it_says_how_to_go_on_and_does_nothing_twice(
+    larger: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["mask", str(larger[0]), str(tmp_path / "out"), "--tool", "template"]
+    worn: list[int] = []
+
+    def stopped_by_ctrl_c(image: Any, points: Any, look: Any) -> Any:
+        worn.append(1)
+        if len(worn) == 18:
+            raise KeyboardInterrupt
+        return template.wear(image, points, look)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("visard.recipes.mask_writing.tool", lambda name: stopped_by_ctrl_c)
+        assert main(arguments) == 130
+    partial = tmp_path / "out.partial"
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"visard mask: interrupted; 16 of 20 images are done and kept in {partial}, the same command goes on with the "
+        "others"
+    )
+    assert main([*arguments, "--seed", "1"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == (
+        f"visard mask: {partial} holds an unfinished run with other seed; repeat that command to finish it, or remove "
+        "it to begin again"
+    )
+    worn.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("visard.recipes.mask_writing.tool", lambda name: stopped_by_ctrl_c)
+        assert main(arguments) == 0
+    assert len(worn) == 4
+    assert "goes on: 16 of 20 images are done" in capsys.readouterr().err
+    assert contents(tmp_path / "out")["train.rec"] == contents(larger[1])["train.rec"]
+    assert not partial.exists()
+
+
+def test_what_others_have_in_the_works_place_is_left_alone(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    letter = tmp_path / "out.partial" / "letter.txt"
+    letter.parent.mkdir()
+    letter.write_text("dear")
+    assert main(["mask", str(source), str(tmp_path / "out")]) == 2
+    assert "out.partial is in the way" in capsys.readouterr().err
+    assert letter.read_text() == "dear"
+
+
+def test_where_everything_was_refused_other_settings_are_free(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faces = open_dataset("rendered:2x1,seed=2", size=112)
+    with DatasetWriter(tmp_path / "data", 112, {"command": "test"}) as writer:
+        for k in range(2):
+            writer.add(f"{k}.jpg", f"p{k}", encode_image(faces.image(k)), np.full((5, 2), 40, np.float32))
+    arguments = ["mask", str(tmp_path / "data"), str(tmp_path / "out"), "--refused", "leave-out"]
+    assert main(arguments) == 2
+    assert "every crop was refused" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert main([*arguments, "--points", "template"]) == 0

@@ -40,6 +40,7 @@ from visard.align.workers import Report, Task, run_in_processes
 from visard.console import Answer, progress, say
 from visard.data.writer import DatasetWriter
 from visard.errors import Interrupted, UserError
+from visard.kept_work import partial_of
 
 DEFAULT_MIN_SCORE = {"yunet": 0.6, "mtcnn": 0.8, "file": 0.0, "aligned": 0.0}
 MIN_FACE_PX = 20
@@ -112,12 +113,11 @@ def main(config: PrepareConfig) -> Answer:
     _check_out(config)
     photographs, others = find_photographs(config.src)
     usable = [photograph for photograph in photographs if not _has_line_break(photograph.id)]
-    job = Job(config.out.with_name(f"{config.out.name}.partial"), usable, _settings(config))
+    job = Job(partial_of(config.out), usable, _settings(config))
     unusable = [photograph for photograph in photographs if _has_line_break(photograph.id)]
     with _single_threaded(config):
         if config.out.exists() and not _is_empty_folder(config.out) and not config.overwrite:
-            if (report := _finished_report(config.out, job)) is not None:
-                # The last run was killed after OUT appeared, while it cleared its work away.
+            if (report := job.finished_report(config.out)) is not None:
                 job.clear()
                 return Answer(value={"out": str(config.out), **report}, text=_text(config.out, report))
             raise UserError(f"{config.out} exists already; name another folder, or give --overwrite to replace it")
@@ -128,10 +128,9 @@ def main(config: PrepareConfig) -> Answer:
         try:
             _run(config, job, finished)
         except KeyboardInterrupt as cause:
-            done = sum(len(job.members(shard)) for shard in job.begin())
             raise Interrupted.by(
                 cause,
-                f"{done:,} of {len(job.photographs):,} photographs are done and kept in {job.directory}, "
+                f"{job.done():,} of {len(job.photographs):,} photographs are done and kept in {job.directory}, "
                 "the same command goes on with the others",
             ) from None
         report = _assemble(config, job, unusable, others)
@@ -151,7 +150,7 @@ def _check_out(config: PrepareConfig) -> None:
 
 
 def _run(config: PrepareConfig, job: Job, finished: set[int]) -> None:
-    done = sum(len(job.members(shard)) for shard in finished)
+    done = job.done()
     if finished:
         say(f"goes on: {done:,} of {len(job.photographs):,} photographs are done")
     left = [shard for shard in range(job.shards) if shard not in finished]
@@ -268,17 +267,6 @@ def _table(path: Path, header: Sequence[str]) -> Iterator[Any]:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         yield writer
-
-
-def _finished_report(out: Path, job: Job) -> dict[str, Any] | None:
-    """The report in `out` if `out` is what this job makes and the job's work directory is still there."""
-    if not job.directory.is_dir() or not job.is_own() or job.changed_settings():
-        return None
-    try:
-        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
-    return report if isinstance(report, dict) and report.get("job") == job.description else None
 
 
 def _raise_no_crop(config: PrepareConfig, job: Job) -> None:

@@ -1,7 +1,7 @@
 """`visard mask SRC OUT`: masked copies of a data set or a pair set, with what was put on whom.
 
-In: whatever `open_dataset` takes, perhaps a list of pairs. Out: OUT, complete or not at all; an interrupted command is
-started anew and gives the same bytes.
+In: whatever `open_dataset` takes, perhaps a list of pairs. Out: OUT, complete or not at all. What is made is kept in
+OUT.partial until OUT is complete: the same command goes on after any interruption, and gives the same bytes.
 
     the crops          a prepared data set, or a folder an identity (`--to folder`); ids and identities as they were
     masks.jsonl        a line an image, in the order of the data set: id, source, tool, points and the whole `Look`, or
@@ -100,13 +100,16 @@ def main(config: MaskCopyConfig) -> Answer:
     """Masks everything.
 
     Raises:
-        UserError: OUT exists, or the settings do not fit the source.
+        UserError: OUT exists, the settings do not fit the source, or something else than this command's unfinished work
+            is in OUT.partial.
         FormatError: a broken image, an own mask or a list of pairs with a mistake.
+        Interrupted: by Ctrl-C or SIGTERM; what is done is kept.
     """
     from visard.data.dataset import open_dataset
+    from visard.kept_work import partial_of
     from visard.recipes.mask_writing import write_all
 
-    if config.out.exists():
+    if config.out.exists() and not partial_of(config.out).is_dir():
         raise UserError(f"{config.out} exists already; name another folder or remove it")
     dataset = open_dataset(config.src)
     pairs = _pairs_of(config, dataset)

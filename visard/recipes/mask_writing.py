@@ -1,31 +1,37 @@
 """The work of `visard mask`: crops with masks on, written with their parameters, pairs and a page to look at.
 
 In: the configuration, the opened data set, the images to make, the pairs. Out: the folder, and its report.
+Images are made a shard at a time into OUT.partial (`visard.kept_work`), from where the same command goes on; when all
+are there, OUT is put together from them and renamed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+import visard
 from visard import pages
 from visard.config_masks import KindShares, WearingShares
-from visard.console import progress
+from visard.console import progress, say
+from visard.data.decode import decode
 from visard.data.formats import sidecars
-from visard.data.formats.naming import FileNames
+from visard.data.formats.naming import FileNames, suffix_of
 from visard.data.transforms import SampleRandom
 from visard.data.writer import DatasetWriter
-from visard.errors import UserError
+from visard.errors import Interrupted, UserError
+from visard.kept_work import Entry, KeptWork, partial_of, write_shard
 from visard.masks import template
 from visard.masks.augment import shares_of, template_points, tool
 from visard.masks.own import read_own
@@ -41,49 +47,102 @@ Listed = Sequence[tuple[int, int, bool, int]]
 """Pairs: number of the first image's job, of the second's, same person, fold."""
 
 
-@dataclass(frozen=True)
-class Made:
-    """An image of OUT.
-
-    Args:
-        job: what was asked for.
-        identity: its person, None = unlabelled.
-        label: the same as a number.
-        data: the image file.
-        points: (5, 2) float32 landmarks that the source has, or None.
-        line: what masks.jsonl says.
-        thumbnail: (S, S, 3) uint8, or None where it is not shown.
-    """
-
-    job: Job
-    identity: str | None
-    label: int
-    data: bytes
-    points: Float32Array | None
-    line: dict[str, Any]
-    thumbnail: UInt8Array | None
-
-
-def write_all(config: MaskCopyConfig, dataset: Any, jobs: list[Job], listed: Listed) -> dict[str, Any]:
-    """Makes and writes every image; the report."""
+def write_all(config: MaskCopyConfig, dataset: Any, jobs: Sequence[Job], listed: Listed) -> dict[str, Any]:
+    """Makes and writes every image, or those that an interrupted command has left; the report."""
+    maker = _Maker(config, dataset)
     labels, people = dataset.labels, len(dataset.identities)
     # Identities one after the other and unlabelled ones last, as records need them.
     order = sorted(range(len(jobs)), key=lambda k: (int(labels[jobs[k].row]) % (people + 1), k))
+    work = _work(config, dataset, [jobs[k] for k in order])
+    if config.out.exists():
+        report = work.finished_report(config.out)
+        if report is None:
+            raise UserError(f"{config.out} exists already; name another folder or remove it")
+    else:
+        _make_missing(maker, [jobs[k] for k in order], work)
+        try:
+            report = _assemble(config, dataset, jobs, order, listed, work)
+        except _EmptyError:
+            work.clear()  # other settings are what helps, and they would not go on with it
+            raise
+        os.replace(work.directory / ASSEMBLED, config.out)
+    work.clear()
+    return report
+
+
+ASSEMBLED = "assembled"
+
+
+class _EmptyError(UserError):
+    """What was refused leaves nothing to write."""
+
+
+def _work(config: MaskCopyConfig, dataset: Any, jobs: Sequence[Job]) -> KeptWork:
+    """Where finished images are kept. Another picture under the same id is not noticed."""
+    settings = {**_settings(config), "visard": visard.__version__, "opencv": cv2.__version__}
+    files = [] if config.own is None else [config.own, config.own.with_suffix(".txt")]
+    if config.points == "detected":
+        from visard.align import models
+
+        files += models.yunet_paths()[:1]
+    settings["files"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+    return KeptWork(
+        partial_of(config.out),
+        command="visard mask",
+        things="images",
+        count=len(jobs),
+        keys=(f"{job.id}\0{dataset.ids[job.row]}\0{int(dataset.labels[job.row])}\0{job.tool}" for job in jobs),
+        settings=settings,
+        again="remove it",
+    )
+
+
+def _make_missing(maker: _Maker, jobs: Sequence[Job], work: KeptWork) -> None:
+    """Makes the shards that are not there."""
+    finished = work.begin()
+    done = work.done()
+    if finished:
+        say(f"goes on: {done:,} of {len(jobs):,} images are done")
+    if len(finished) == work.shards:
+        return
+    try:
+        with progress("masking", len(jobs), done=done) as bar:
+            for shard in range(work.shards):
+                if shard in finished:
+                    continue
+                made: list[Entry] = []
+                for number in work.numbers(shard):
+                    made.append(maker.make(jobs[number]))
+                    bar.advance()
+                write_shard(work.path(shard), made)
+    except KeyboardInterrupt as cause:
+        raise Interrupted.by(
+            cause,
+            f"{work.done():,} of {len(jobs):,} images are done and kept in {work.directory}, the same command goes on "
+            "with the others",
+        ) from None
+
+
+def _assemble(
+    config: MaskCopyConfig, dataset: Any, jobs: Sequence[Job], order: Sequence[int], listed: Listed, work: KeptWork
+) -> dict[str, Any]:
+    """Writes the whole of OUT from the finished shards; the report."""
+    target = work.directory / ASSEMBLED
+    shutil.rmtree(target, ignore_errors=True)  # of a command that was stopped before it was moved into place
     counts: Counter[str] = Counter()
     kept: set[int] = set()
-    shown: list[Made] = []
+    shown = _Shown(config, dataset.size, [k for k in order if jobs[k].tool is not None])
     writing = _records if config.to == "records" else _folder
-    with writing(config, dataset) as (folder, add):
+    with writing(config, dataset, target) as (folder, add):
         with open(folder / "masks.jsonl", "w", encoding="utf-8", errors="surrogateescape", newline="\n") as sidecar:
-            for number, made in _make_all(config, dataset, jobs, order):
-                refused = made.line.get("refused")
-                counts[refused or ("masked" if "look" in made.line else "plain")] += 1
-                if made.thumbnail is not None:
-                    shown.append(made)
-                sidecar.write(json.dumps(made.line, ensure_ascii=False) + "\n")
+            for number, (line, data) in zip(order, _entries(work, [jobs[k].id for k in order]), strict=True):
+                refused = line.get("refused")
+                counts[refused or ("masked" if "look" in line else "plain")] += 1
+                shown.note(number, line, data)
+                sidecar.write(json.dumps(line, ensure_ascii=False) + "\n")
                 if refused and config.refused == "leave-out":
                     continue
-                add(made)
+                add(jobs[number], data)
                 kept.add(number)
         report = {
             "images": len(kept),
@@ -91,76 +150,70 @@ def write_all(config: MaskCopyConfig, dataset: Any, jobs: list[Job], listed: Lis
             "refused": {reason: counts[reason] for reason in REFUSALS},
             "pairs": 0,
             "pairs_left_out": 0,
-            "settings": _settings(config),
+            "job": work.description,
         }
         if listed:
             report |= _write_pairs(config, folder, [job.id for job in jobs], listed, kept)
         if not kept:
-            raise UserError(f"{config.src}: every crop was refused, so nothing is written; are these aligned faces?")
+            raise _EmptyError(f"{config.src}: every crop was refused, so nothing is written; are these aligned faces?")
         (folder / "report.json").write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         pages.write_page(folder / "masks.html", _page(config, report, shown))
     return report
 
 
-def _make_all(
-    config: MaskCopyConfig, dataset: Any, jobs: Sequence[Job], order: Sequence[int]
-) -> Iterator[tuple[int, Made]]:
-    """Every image, with its job's number."""
-    cv2.setNumThreads(1)
-    random = SampleRandom(config.seed, 0)
-    points_of = _Points(config, dataset)
-    own = None if config.own is None else read_own(config.own, config.own_points, *TEXTURE)
-    to_be_shown = _spread([k for k in order if jobs[k].tool is not None], SHOWN)
-    refused = 0
-    with progress("masking", len(order)) as bar:
-        for number in order:
-            made = _make(config, dataset, jobs[number], random, points_of, own)
-            show = number in to_be_shown
-            if made.line.get("refused"):
-                refused += 1
-                show = refused <= SHOWN_REFUSED
-            yield number, made if show else _without_thumbnail(made)
-            bar.advance()
+def _entries(work: KeptWork, ids: Sequence[str]) -> Iterator[Entry]:
+    with progress("writing", len(ids)) as bar:
+        for shard in range(work.shards):
+            numbers = work.numbers(shard)
+            for entry in work.entries(shard, ids[numbers.start : numbers.stop]):
+                yield entry
+                bar.advance()
 
 
-def _make(
-    config: MaskCopyConfig,
-    dataset: Any,
-    job: Job,
-    random: SampleRandom,
-    points_of: _Points,
-    own: UInt8Array | None,
-) -> Made:
-    label = int(dataset.labels[job.row])
-    identity = None if label < 0 else dataset.identities[label]
-    source = dataset.ids[job.row]
-    line: dict[str, Any] = {"id": job.id} | ({} if job.id == source else {"source": source})
-    image = dataset.image(job.row)
-    data, thumbnail = None, image
-    if job.tool is not None:
-        generator = random.generator(source)
-        drawn, by_uv = generator.random(2).tolist()
-        if drawn < config.probability:
-            look = draw_look(generator, *_shares(config))
-            points, origin = points_of(job.row, image)
-            name = "template" if own is not None else "uv" if by_uv < 0.5 else "template"
-            name = job.tool if job.tool != "mix" else name
-            masked = tool(name)(image, points, look) if own is None else template.wear(image, points, look, own)
-            line |= {"tool": name, "points": origin}
-            if isinstance(masked, Masked):
-                quality = min(config.quality, look.jpeg or 100)
-                thumbnail, data = masked.image, _encoded(masked.image, job.id, quality)
-                line["look"] = asdict(look)
-            else:
-                line["refused"] = masked
-    if data is None:
-        same = hasattr(dataset, "encoded")
-        data = dataset.encoded(job.row) if same else _encoded(image, job.id, config.quality)
-    return Made(job, identity, label, data, dataset.points(job.row), line, thumbnail)
+class _Maker:
+    """Masks one image after the other, each by its own random numbers.
 
+    Raises:
+        UserError: an own mask or a detector's weights that are not there.
+    """
 
-def _without_thumbnail(made: Made) -> Made:
-    return Made(made.job, made.identity, made.label, made.data, made.points, made.line, None)
+    def __init__(self, config: MaskCopyConfig, dataset: Any) -> None:
+        cv2.setNumThreads(1)
+        self._config, self._dataset = config, dataset
+        self._random = SampleRandom(config.seed, 0)
+        self._shares = _shares(config)
+        self._points_of = _Points(config, dataset)
+        self._own = None if config.own is None else read_own(config.own, config.own_points, *TEXTURE)
+
+    def make(self, job: Job) -> Entry:
+        """The line of masks.jsonl, and the image file."""
+        config, dataset = self._config, self._dataset
+        source = dataset.ids[job.row]
+        line: dict[str, Any] = {"id": job.id} | ({} if job.id == source else {"source": source})
+        image = dataset.image(job.row)
+        data = None
+        if job.tool is not None:
+            generator = self._random.generator(source)
+            drawn, by_uv = generator.random(2).tolist()
+            if drawn < config.probability:
+                look = draw_look(generator, *self._shares)
+                points, origin = self._points_of(job.row, image)
+                name = "template" if self._own is not None else "uv" if by_uv < 0.5 else "template"
+                name = job.tool if job.tool != "mix" else name
+                if self._own is None:
+                    masked = tool(name)(image, points, look)
+                else:
+                    masked = template.wear(image, points, look, self._own)
+                line |= {"tool": name, "points": origin}
+                if isinstance(masked, Masked):
+                    data = _encoded(masked.image, job.id, min(config.quality, look.jpeg or 100))
+                    line["look"] = asdict(look)
+                else:
+                    line["refused"] = masked
+        if data is None:
+            same = hasattr(dataset, "encoded")
+            data = dataset.encoded(job.row) if same else _encoded(image, job.id, config.quality)
+        return line, data
 
 
 def _encoded(image: UInt8Array, image_id: str, quality: int) -> bytes:
@@ -200,39 +253,42 @@ class _Points:
 
 
 @contextmanager
-def _records(config: MaskCopyConfig, dataset: Any) -> Iterator[tuple[Path, Any]]:
-    with DatasetWriter(config.out, dataset.size, {"command": "visard mask", **_settings(config)}) as writer:
-        yield writer.folder, lambda made: writer.add(made.job.id, made.identity, made.data, made.points)
+def _records(config: MaskCopyConfig, dataset: Any, target: Path) -> Iterator[tuple[Path, Any]]:
+    with DatasetWriter(target, dataset.size, {"command": "visard mask", **_settings(config)}) as writer:
+
+        def add(job: Job, data: bytes) -> None:
+            writer.add(job.id, _identity(dataset, job), data, dataset.points(job.row))
+
+        yield writer.folder, add
 
 
 @contextmanager
-def _folder(config: MaskCopyConfig, dataset: Any) -> Iterator[tuple[Path, Any]]:
-    """A hidden folder beside OUT that takes its name when the block ends well."""
-    partial = config.out.parent / f".{config.out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed command left
-    partial.mkdir(parents=True)
+def _folder(config: MaskCopyConfig, dataset: Any, target: Path) -> Iterator[tuple[Path, Any]]:
+    target.mkdir()
     names = FileNames()
     renamed: list[tuple[str, str, str]] = []
     points: list[Any] = []
 
-    def add(made: Made) -> None:
-        suffix = "png" if made.data.startswith(b"\x89PNG") else "jpg"
-        file = names.path(len(points), made.job.id, made.identity, made.label, suffix)
-        (partial / file).parent.mkdir(parents=True, exist_ok=True)
-        (partial / file).write_bytes(made.data)
+    def add(job: Job, data: bytes) -> None:
+        identity = _identity(dataset, job)
+        file = names.path(len(points), job.id, identity, int(dataset.labels[job.row]), suffix_of(data))
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        (target / file).write_bytes(data)
         natural = file.split("/")[0] if "/" in file else None
-        if (made.job.id, made.identity) != (file, natural):
-            renamed.append((file, made.job.id, made.identity or ""))
-        points.append(sidecars.points_row(file, made.points))
+        if (job.id, identity) != (file, natural):
+            renamed.append((file, job.id, identity or ""))
+        points.append(sidecars.points_row(file, dataset.points(job.row)))
 
-    try:
-        yield partial, add
-        if renamed:
-            sidecars.write_table(partial / sidecars.IMAGES, sidecars.IMAGES_HEADER, renamed)
-        sidecars.write_table(partial / sidecars.POINTS, sidecars.POINTS_HEADER, points)
-        os.replace(partial, config.out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    yield target, add
+    if renamed:
+        sidecars.write_table(target / sidecars.IMAGES, sidecars.IMAGES_HEADER, renamed)
+    sidecars.write_table(target / sidecars.POINTS, sidecars.POINTS_HEADER, points)
+
+
+def _identity(dataset: Any, job: Job) -> str | None:
+    """The person, None = unlabelled."""
+    label = int(dataset.labels[job.row])
+    return None if label < 0 else dataset.identities[label]
 
 
 def _write_pairs(
@@ -240,7 +296,7 @@ def _write_pairs(
 ) -> dict[str, int]:
     whole = [pair for pair in listed if pair[0] in kept and pair[1] in kept]
     if not whole:
-        raise UserError(f"{config.pairs or config.src}: of every pair one image was refused; try --refused keep")
+        raise _EmptyError(f"{config.pairs or config.src}: of every pair one image was refused; try --refused keep")
     left, right, same, fold = (np.array(column) for column in zip(*whole, strict=True))
     pairs = Pairs(left.astype(np.int64), right.astype(np.int64), same.astype(bool), fold.astype(np.int64))
     sides = "second image" if config.side == "second" else "both images"
@@ -254,28 +310,46 @@ def _settings(config: MaskCopyConfig) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in values.items() if key != "out"}
 
 
-def _page(config: MaskCopyConfig, report: dict[str, Any], shown: Sequence[Made]) -> str:
-    masked = [made for made in shown if "look" in made.line]
-    refused = [made for made in shown if made.line.get("refused")]
+class _Shown:
+    """What masks.html shows: some of the images that were to be masked, evenly, and the first refused ones.
+
+    Args:
+        config: of the command.
+        size: S, of the crops.
+        numbers: of the images that were to be masked, in order.
+    """
+
+    def __init__(self, config: MaskCopyConfig, size: int, numbers: Sequence[int]) -> None:
+        self.masked: list[pages.Html] = []
+        self.refused: list[pages.Html] = []
+        self._size, self._source = size, config.src
+        self._chosen = _spread(numbers, SHOWN)
+
+    def note(self, number: int, line: dict[str, Any], data: bytes) -> None:
+        """Takes an image up if it is to be shown."""
+        look, refused = line.get("look"), line.get("refused")
+        if refused and len(self.refused) < SHOWN_REFUSED:
+            self.refused.append(self._thumbnail(refused, line, data))
+        elif look is not None and number in self._chosen:
+            self.masked.append(self._thumbnail(f"{look['kind']}, {look['wearing']}, {line['tool']}", line, data))
+
+    def _thumbnail(self, caption: str, line: dict[str, Any], data: bytes) -> pages.Html:
+        image = decode(data, self._size, True, self._source)
+        return pages.figure(image, f"{caption} · {line['id']}", suffix=".jpg")
+
+
+def _page(config: MaskCopyConfig, report: dict[str, Any], shown: _Shown) -> str:
     numbers = [("images", f"{report['images']:,}", ""), ("masked", f"{report['masked']:,}", f"tool: {config.tool}")]
     numbers += [("refused", f"{sum(report['refused'].values()):,}", "left out" if config.refused != "keep" else "kept")]
     if report["pairs"]:
         numbers.append(("pairs", f"{report['pairs']:,}", f"{config.side} masked"))
     parts = [pages.tiles(numbers)]
-    if masked:
-        parts.append(pages.section("Masked", pages.grid([_thumbnail(made) for made in masked], small=True)))
-    if refused:
+    if shown.masked:
+        parts.append(pages.section("Masked", pages.grid(shown.masked, small=True)))
+    if shown.refused:
         remark = pages.paragraph("Turned too far, or the points are not those of a face: these crops have no mask.")
-        parts.append(pages.section("Refused", remark, pages.grid([_thumbnail(made) for made in refused], small=True)))
+        parts.append(pages.section("Refused", remark, pages.grid(shown.refused, small=True)))
     return pages.page("Masks", parts, subtitle=config.src)
-
-
-def _thumbnail(made: Made) -> pages.Html:
-    line = made.line
-    look = line.get("look")
-    caption = line["refused"] if look is None else f"{look['kind']}, {look['wearing']}, {line['tool']}"
-    assert made.thumbnail is not None
-    return pages.figure(made.thumbnail, f"{caption} · {line['id']}", suffix=".jpg")
 
 
 def _shares(config: MaskCopyConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
