@@ -12,7 +12,7 @@ from dataclasses import replace
 from visard.config import IResNetConfig, MobileFaceNetConfig, Recipe
 from visard.recipes.retrieval import omniglot_small
 
-SIZE, WIDTH, EPOCHS = 32, 16, 3
+SIZE, WIDTH, EPOCHS = 32, 16, 2
 
 
 def mobilefacenet_128() -> Recipe:
