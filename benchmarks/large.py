@@ -1,6 +1,7 @@
 """What a large network's settings cost and save on a CPU: memory above the weights, and images a second, on and off.
 
-    python benchmarks/large.py [--blocks 3 13 40 3] [--width 20] [--images 16] [--steps 4] [--threads 2] [--only NAME ...]
+    python benchmarks/large.py [--blocks 3 13 40 3] [--width 20] [--images 16] [--steps 4] [--threads 2]
+                               [--only NAME ...]
 
 A deep, narrow IResNet (the 59 blocks of ResNet-120 at 56 px) is trained by the trainer's own parts: `build_parts`,
 `numerics`, `train_step`. Each setting is a process of its own, or two of them (gloo, half the images and half the
@@ -219,8 +220,7 @@ def serve(arguments: argparse.Namespace) -> None:
     device = process_device(recipe)
     dist.init(device)
     try:
-        tiny = replace(recipe, backbone=replace(recipe.backbone, blocks=(1, 1, 1, 1), width=16))
-        trained(tiny, device, steps=1)
+        warm_up(recipe, device)
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is what it is now
         loss, seconds, weights = trained(recipe, device, steps=1 + arguments.steps)
@@ -228,6 +228,28 @@ def serve(arguments: argparse.Namespace) -> None:
     finally:
         dist.close()
     print(json.dumps({"loss": loss, "seconds": statistics.median(seconds[1:]), "memory": memory}))
+
+
+def warm_up(recipe: Recipe, device: Any) -> None:
+    """A step of a tiny network: what libraries load and set up for themselves is not the network's memory."""
+    import ctypes
+    import gc
+
+    from visard import dist
+
+    tiny = replace(recipe.backbone, blocks=(1, 1, 1, 1), width=16, embedding_dim=16)
+    least = 2 * dist.world_size() * recipe.run.micro_batches
+    trained(replace(recipe, backbone=tiny, run=replace(recipe.run, batch_global=least)), device, steps=1)
+    gc.collect()
+    # `process_device` makes glibc keep what was freed; of the tiny network that would count for nothing later.
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
+def resident(name: str) -> int:
+    """Bytes of this process: VmRSS, what is resident now; VmHWM, the most there was."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return 1024 * int(line.split()[1])
 
 
 def trained(recipe: Recipe, device: Any, steps: int) -> tuple[float, list[float], int]:
