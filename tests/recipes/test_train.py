@@ -19,7 +19,7 @@ import pytest
 from tests.training.conftest import PaintedFaces, assert_same_bits, weights_of
 from tests.training.processes import ROOT
 from visard.cli import main
-from visard.config import Recipe
+from visard.config import Recipe, to_dict
 from visard.errors import UserError
 from visard.recipes import RECIPES, load_recipe
 from visard.recipes.train import parse
@@ -440,6 +440,24 @@ def test_torchrun(work: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout) == {"run": "run", "best": "step_00000006", "last": "step_00000006"}
     assert "6 steps of 8 images on 2 x cpu" in Path("run/log.txt").read_text()
+
+
+def test_a_group_that_was_started_anew_takes_up_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchrun starts anew whatever ended with an error, be it that OUT held somebody's run."""
+    out = tmp_path / "run"
+    out.mkdir()
+    request = parse(["rendered_tiny", "--out", str(out), "--optim.lr", "0.3"])
+    assert request is not None
+    before = json.dumps(to_dict(request.recipe))
+    (out / "recipe.json").write_text(before)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert main(["train", "rendered_tiny", "--out", str(out)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"visard train: {out} holds another run already (optim.lr 0.3 -> ")
+    assert error.endswith(f"go on with it by --resume {out}, or name another --out")
+    assert (out / "recipe.json").read_text() == before
 
 
 def test_shortcut_values_are_checked_like_fields() -> None:

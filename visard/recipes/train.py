@@ -294,6 +294,26 @@ def _recipe_of_run(run: Path, name: str | None) -> Recipe:
     return recipe
 
 
+def _require_own_run(recipe: Recipe) -> None:
+    """A process that torchrun started anew goes on with the run that its group began, and with no other.
+
+    A group that was refused because OUT held a run already is started anew too, and would otherwise take that run up.
+
+    Raises:
+        UserError: OUT holds a run with other settings.
+    """
+    if not (recipe.run.out / "recipe.json").is_file():
+        return
+    there = _recipe_of_run(recipe.run.out, None)
+    # What "auto" has chosen is written down at the start.
+    there = replace(there, run=replace(there.run, float32_matmul=recipe.run.float32_matmul))
+    if differ := _changes(to_dict(there), to_dict(recipe)):
+        raise UserError(
+            f"{recipe.run.out} holds another run already ({', '.join(differ[:3])}); go on with it by --resume "
+            f"{recipe.run.out}, or name another --out"
+        )
+
+
 def _carry_out(request: Request) -> Answer:
     from visard import dist
     from visard.checkpoint import pointed
@@ -309,6 +329,8 @@ def _carry_out(request: Request) -> Answer:
         recipe = replace(recipe, run=replace(recipe.run, init=paths.run.init), distill=paths.distill)
     else:
         recipe = paths = replace(recipe, run=replace(recipe.run, started_in=os.getcwd()))
+        if dist.restarted():
+            _require_own_run(recipe)
 
     def opened(size: int, *, resize: bool = True) -> FaceDataset:
         return open_dataset(
