@@ -53,11 +53,12 @@ def test_gradients_are_summed_over_processes_once_a_step(tmp_path: Path) -> None
     assert counts[0] == ["reductions: 3"] * 2
 
 
-def test_one_step_of_parts_equals_the_whole_to_1e_6(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", HEADS)
+def test_one_step_of_parts_equals_the_whole_to_1e_6(kind: str, tmp_path: Path) -> None:
     """After one step the difference is that of sums in another order."""
-    run = {**RUN, "log_every": 1}
-    whole = train(1, tmp_path / "1", batch_norm=False, run=run, max_steps=1)
-    parts = train(1, tmp_path / "4", batch_norm=False, run={**run, "micro_batches": 4}, max_steps=1)
+    run, head = {**RUN, "log_every": 1}, HEADS[kind]
+    whole = train(1, tmp_path / "1", batch_norm=False, run=run, head=head, max_steps=1)
+    parts = train(1, tmp_path / "4", batch_norm=False, run={**run, "micro_batches": 4}, head=head, max_steps=1)
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, rtol=0, atol=1e-6, msg=name)
 

@@ -30,7 +30,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("count", "zero"), [(2, 1), (2, 2), (2, 3), pytest.param(4, 1, marks=pytest.mark.slow), (4, 3)]
+    ("count", "zero"), [(2, 1), (2, 2), (2, 3), *(pytest.param(4, z, marks=pytest.mark.slow) for z in (1, 2)), (4, 3)]
 )
 def test_every_stage_equals_one_process(count: int, zero: int, one: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
