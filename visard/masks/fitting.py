@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from visard.functional.face_surface import KNOWN, anchors
 from visard.functional.geometry import POSE_MODEL
 from visard.masks.records import Refusal
 from visard.records import Float32Array
@@ -60,13 +61,10 @@ class Fit:
 
 
 def five_points(points: Float32Array) -> Float64Array | None:
-    """(5, 2): eyes, nose tip, mouth corners of 5, 68, 106 or 468 points (see `_indices`); None for any other number."""
-    if points.ndim != 2 or points.shape[1] != 2 or len(points) not in _FIVE_OF:
+    """(5, 2): eyes, nose tip, mouth corners of 5, 68, 106 or 468 points; None for any other number."""
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) not in KNOWN:
         return None
-    points = np.asarray(points, np.float64)
-    if len(points) == 5:
-        return points
-    return np.stack([points[list(some)].mean(axis=0) for some in _indices(points)])
+    return anchors(points)[:5]
 
 
 def contour(points: Float32Array) -> Float64Array | None:
@@ -118,24 +116,6 @@ def fit(points: Float32Array, size: int) -> Fit | Refusal:
         return "unlike"
     return Fit(five, yaw, pitch, unit)
 
-
-def _indices(points: Float64Array) -> tuple[tuple[int, ...], ...]:
-    """Points whose mean is one of the five. In LaPa's order of 106 the contour's middle, 16, is the chin."""
-    if len(points) == 106 and points[16, 1] > max(points[0, 1], points[32, 1], points[8, 1]):
-        return _LAPA_106
-    return _FIVE_OF[len(points)]
-
-
-_FIVE_OF: dict[int, tuple[tuple[int, ...], ...]] = {
-    5: ((0,), (1,), (2,), (3,), (4,)),
-    68: (tuple(range(36, 42)), tuple(range(42, 48)), (30,), (48,), (54,)),
-    106: (tuple(range(33, 43)), tuple(range(87, 97)), (86,), (52,), (61,)),
-    468: ((33, 133, 159, 145), (362, 263, 386, 374), (1,), (61,), (291,)),
-}
-"""68: iBUG's order (300-W); 106: InsightFace's 2d106det; 468: MediaPipe's face mesh."""
-
-_LAPA_106 = ((104,), (105,), (54,), (84,), (90,))
-"""The order of LaPa and JD-landmark."""
 
 # fmt: off
 _OVAL_468 = (
