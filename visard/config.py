@@ -100,6 +100,10 @@ class DataConfig:
             self.framing.kind == "crop" or not self.resize,
             "data.resize does nothing where data.framing.kind is photograph; leave it out",
         )
+        _check(
+            self.framing.kind == "crop" or self.masks.probability == 0,
+            "data.masks are for aligned crops of faces; with data.framing.kind photograph leave them out",
+        )
         _check(self.workers >= 0, f"data.workers is {self.workers}; use 0 or more")
 
 

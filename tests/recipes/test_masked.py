@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from visard.config import IResNetConfig, MarginConfig
+from visard.config import DataConfig, FramingConfig, IResNetConfig, MarginConfig, MaskConfig
 from visard.data.dataset import open_dataset
 from visard.errors import UserError
 from visard.recipes import load_recipe
@@ -37,6 +37,11 @@ def test_masks_that_are_never_drawn_are_refused() -> None:
     request = parse(["rendered_tiny", "--data.masks.probability", "0.2", "--data.masks.kinds.n95", "0"])
     assert request is not None
     assert request.recipe.data.masks.kinds.n95 == 0
+
+
+def test_masks_on_photographs_that_are_not_aligned_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.masks are for aligned crops of faces"):
+        DataConfig(framing=FramingConfig(kind="photograph"), masks=MaskConfig(probability=0.3))
 
 
 def test_a_run_with_masks_logs_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
