@@ -141,7 +141,8 @@ class LarsRule(SgdRule):
     local = trust |w| / (|g| + decay |w|), and the momentum takes up local (g + decay w). Batch-norm weights, PReLU
     slopes and biases have no local rate and no decay (unless `decay_norm_and_bias`), as usual. For class centres w and
     g are the rows that take part in the step, of all processes: a centre that is not sampled does not count.
-    Where |w| or |g| is 0 the local rate is 1.
+    Where |w| or |g| is 0 the local rate is 1. As in torch's SGD the learning rate is outside of the momentum; in the
+    paper it is inside, which differs when it changes.
 
     Source: You, Gitman, Ginsburg, arXiv:1708.03888, Eq. 6 and algorithm 1.
     """
