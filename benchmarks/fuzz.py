@@ -39,6 +39,7 @@ from visard.data.decode import decode
 from visard.data.formats.pair_bin import write_bin
 from visard.data.record_index import read_index
 from visard.data.recordio import RecordFile, pack, unpack, write_record
+from visard.data.text_index import TextOffsets
 from visard.data.writer import DatasetWriter
 from visard.deploy.mxnet import read_params, read_symbol
 from visard.errors import FormatError, UserError
@@ -262,6 +263,7 @@ def made(folder: Path) -> dict[str, Case]:
     cases = {
         "rec": Case({"a.rec": parts}, ("a.rec",), lambda f: records(f / "a.rec")),
         "idx": Case({"a.idx": prepared["train.idx"]}, ("a.idx",), lambda f: read_index(f / "a.idx")),
+        "idx, mapped": Case({"a.idx": prepared["train.idx"]}, ("a.idx",), lambda f: mapped_index(f / "a.idx")),
         "rec+idx+property": Case(bare, tuple(bare), lambda f: both(f / "train.rec")),
         "rec alone": Case({"train.rec": bare["train.rec"]}, ("train.rec",), lambda f: both(f / "train.rec")),
         "prepared folder": Case(prepared, tuple(n for n in prepared if n not in ("train.idx", "property")), both),
@@ -297,6 +299,14 @@ def records(path: Path) -> None:
     for offset, payload in file.scan():
         unpack(payload, path, offset)
         file.image(offset)
+
+
+def mapped_index(path: Path) -> None:
+    """All offsets, the same one by one as at once."""
+    offsets = TextOffsets.of(path)
+    if offsets is None:
+        raise FormatError(path, "has to be read as a whole")
+    assert [offsets[i] for i in range(len(offsets))] == offsets.read().tolist()
 
 
 def pairs(folder: Path) -> None:

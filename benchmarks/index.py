@@ -1,12 +1,13 @@
-"""Opening a bare `.rec` of the size of WebFace42M: the first time (text to arrays) and every time after.
+"""Opening a bare `.rec` of the size of WebFace42M: the first time (from the text of its index) and every time after.
 
     python benchmarks/index.py [--images 42474558] [--identities 2059906] [--folder DIR] [--prepared]
 
 Makes a real `.rec` whose records hold a header, a label and four bytes instead of an image (1.7 GB at the default
 size), its `.idx` as text and `property`; then opens it in fresh processes, which print their own times and memory.
 RssAnon is what the process itself allocated; RssFile the pages of mapped files that it touched, which the system may
-take back. `--prepared` also writes and opens the arrays of a prepared folder of that size. The aim: open in under 2 s
-and under 1 GB.
+take back. The first reading of the labels passes over the whole index and every record, and keeps both as arrays.
+`--prepared` also writes and opens the arrays of a prepared folder of that size. The aim: open in under 2 s and under
+1 GB.
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ start, cpu = time.perf_counter(), time.process_time()
 data = open_dataset(sys.argv[1])
 opened, cpu = time.perf_counter() - start, time.process_time() - cpu
 after = memory()
-start = time.perf_counter()
+start, labels_cpu = time.perf_counter(), time.process_time()
 labels = data.labels
 index = len(data) // 2
 values = [len(data), len(data.identities), data.ids[index], int(labels[index]), data.identities[int(labels[index])]]
-labelled = time.perf_counter() - start
-found = {"open_s": opened, "open_cpu_s": cpu, "labels_s": labelled, "before": before, "opened": after, "used": memory()}
-print(json.dumps(found | {"values": values}))
+labelled, labels_cpu = time.perf_counter() - start, time.process_time() - labels_cpu
+found = {"open_s": opened, "open_cpu_s": cpu, "labels_s": labelled, "labels_cpu_s": labels_cpu, "values": values}
+print(json.dumps(found | {"before": before, "opened": after, "used": memory()}))
 """
 
 
@@ -76,13 +77,13 @@ def main() -> None:
         path = make(Path(folder), arguments.images, arguments.identities)
         sizes = ", ".join(f"{p.name} {p.stat().st_size / 1e6:,.0f} MB" for p in sorted(Path(folder).iterdir()))
         print(f"{arguments.images:,} images of {arguments.identities:,} identities: {sizes}")
-        report("first time (reads the text, keeps arrays)", opened(path))
-        report("again", opened(path), aim=True)
+        report("first time, from the text", opened(path))
+        report("again, from kept arrays", opened(path))
         if arguments.prepared:
             path.with_suffix(".idx").unlink()
             make_prepared(Path(folder), arguments.images, arguments.identities)
-            report("prepared folder, first time", opened(Path(folder)), aim=True)
-            report("prepared folder, again", opened(Path(folder)), aim=True)
+            report("prepared folder, first time", opened(Path(folder)))
+            report("prepared folder, again", opened(Path(folder)))
 
 
 def opened(path: Path) -> dict:
@@ -91,18 +92,19 @@ def opened(path: Path) -> dict:
     return json.loads(done.stdout)
 
 
-def report(title: str, found: dict, *, aim: bool = False) -> None:
+def report(title: str, found: dict) -> None:
     """One line for people, one of JSON."""
-    used, was = found["used"], found["before"]["RssAnon"]
-    grown = used["RssAnon"] - was
-    verdict = ""
-    if aim:
-        good = found["open_s"] < AIM_SECONDS and used["VmHWM"] < AIM_BYTES
-        verdict = f"   aim {AIM_SECONDS:g} s and {AIM_BYTES / 1e9:g} GB in all: {'reached' if good else 'NOT REACHED'}"
+    own, then = (1e-6 * (found[at]["RssAnon"] - found["before"]["RssAnon"]) for at in ("opened", "used"))
+    peak, later = (1e-6 * found[at]["VmHWM"] for at in ("opened", "used"))
+    good = found["open_s"] < AIM_SECONDS and found["opened"]["VmHWM"] < AIM_BYTES
     print(
-        f"{title}: open {found['open_s']:.2f} s ({found['open_cpu_s']:.2f} s of the processor), "
-        f"labels {found['labels_s']:.2f} s; own memory +{grown / 1e6:.0f} MB, "
-        f"mapped {used['RssFile'] / 1e6:.0f} MB, peak of the process {used['VmHWM'] / 1e6:.0f} MB{verdict}"
+        f"{title}: open {found['open_s']:.4f} s ({found['open_cpu_s']:.4f} s of the processor), "
+        f"own memory +{own:.0f} MB, peak of the process {peak:.0f} MB; "
+        f"aim {AIM_SECONDS:g} s and {AIM_BYTES / 1e9:g} GB: {'reached' if good else 'NOT REACHED'}"
+    )
+    print(
+        f"  then labels {found['labels_s']:.2f} s ({found['labels_cpu_s']:.2f} s of the processor), own memory "
+        f"+{then:.0f} MB, mapped {1e-6 * found['used']['RssFile']:.0f} MB, peak of the process {later:.0f} MB"
     )
     print(f"  {json.dumps(found)}", flush=True)
 
@@ -119,9 +121,8 @@ def make(folder: Path, images: int, identities: int) -> Path:
             rows["magic"], rows["word"] = 0xCED7230A, rows.itemsize - 8
             rows["id"] = np.arange(first, first + len(rows))
             rec.write(rows.tobytes())
-            places = offset + rows.itemsize * np.arange(len(rows))
-            keys = range(first, first + len(rows))
-            idx.write("".join(f"{k}\t{p}\n" for k, p in zip(keys, places.tolist(), strict=True)).encode())
+            counts = np.arange(len(rows))
+            idx.write(lines(first + counts, offset + rows.itemsize * counts))
             offset += rows.nbytes
 
         zero = np.zeros(1, RANGE)
@@ -139,6 +140,28 @@ def make(folder: Path, images: int, identities: int) -> Path:
     (folder / "property").write_text(f"{identities},112,112\n")
     print(f"made in {time.perf_counter() - start:.0f} s")
     return folder / "train.rec"
+
+
+def lines(keys: np.ndarray, places: np.ndarray) -> bytes:
+    """ "key TAB offset" of each, ten times faster than by an f-string.
+
+    Args:
+        keys, places: (n,) int64, increasing.
+    """
+    text, start = [], 0
+    while start < len(keys):
+        widths = [len(str(numbers[start])) for numbers in (keys, places)]
+        ends = [int(np.searchsorted(n, 10**width)) for n, width in zip((keys, places), widths, strict=True)]
+        rows = np.empty((min(ends) - start, sum(widths) + 2), np.uint8)  # as long as neither gets another digit
+        rows[:, widths[0]], rows[:, -1] = ord("\t"), ord("\n")
+        for numbers, last in ((keys, widths[0] - 1), (places, -2)):
+            rest = numbers[start : min(ends)]
+            for place in range(widths[0] if numbers is keys else widths[1]):
+                rest, digits = rest // 10, rest % 10
+                rows[:, last - place] = digits + ord("0")
+        text.append(rows.tobytes())
+        start = min(ends)
+    return b"".join(text)
 
 
 def make_prepared(folder: Path, images: int, identities: int) -> None:

@@ -1,14 +1,15 @@
 """The text of an `.idx` file, "key TAB offset" a line, as arrays.
 
-In: whole lines. Out: (n, 2) int64, or FormatError with file and byte. Lines of equal length, of which an index has long
-runs (its numbers grow), are read eight digits at a time by arithmetic on 64-bit words: 42 million lines in 1 to 2 s.
-Other lines are read digit by digit, and take ten times as long.
+In: whole lines, or the file. Out: (n, 2) int64, or FormatError with file and byte. Lines of equal length, of which an
+index has long runs (its numbers grow), are read eight digits at a time by arithmetic on 64-bit words: 42 million lines
+in 1 to 2 s. Other lines are read digit by digit, and take ten times as long.
 
 Letters: R rows (lines).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from visard.records import Int64Array
 
 MAX_DIGITS = 18
 
+_CHUNK = 1 << 22
 _ROWS = 1 << 13
 """Lines read at once: what is made of them stays in the cache."""
 _FEW = 64
@@ -29,6 +31,23 @@ _ZEROS = np.uint64(0x3030303030303030)
 _HIGH = np.uint64(0xF0F0F0F0F0F0F0F0)
 _SIXES = np.uint64(0x0606060606060606)
 _PAIRS = np.uint64(0x000000FF000000FF)
+
+
+def parse_file(path: Path, start: int = 0) -> Iterator[tuple[Int64Array, int]]:
+    """(R, 2) int64, keys and offsets of some 100,000 lines after the other, and the byte where those begin.
+
+    Args:
+        start: byte at which a line begins, and the first one that is read.
+
+    Raises:
+        FormatError: as `parse_lines`.
+    """
+    with open(path, "rb") as file:
+        file.seek(start)
+        while chunk := file.read(_CHUNK):
+            chunk += file.readline()  # to the end of a line
+            yield parse_lines(chunk, path, start), start
+            start += len(chunk)
 
 
 def parse_lines(text: bytes, path: Path, position: int) -> Int64Array:

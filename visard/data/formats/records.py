@@ -17,8 +17,9 @@ from visard.data.decode import decode_into
 from visard.data.formats.encoded import EncodedDataset, scale_points
 from visard.data.lines import Lines, Numbers
 from visard.data.npy import map_npy
-from visard.data.record_index import WORTH_KEEPING, image_index
+from visard.data.record_index import WORTH_KEEPING, image_index, whole
 from visard.data.recordio import RecordFile
+from visard.data.text_index import TextOffsets
 from visard.data.writer import MAX_IDENTITIES, DatasetInfo
 from visard.errors import FormatError, UserError
 from visard.records import Float32Array, Int64Array, UInt8Array
@@ -92,7 +93,7 @@ class RecordDataset(EncodedDataset):
         self.ids: Sequence[str] = Lines.from_file(folder / "ids.txt")
         self.identities: Sequence[str] = Lines.from_file(folder / "identities.txt")
         self._labels = map_npy(folder / "labels.npy", (info.images,), np.int64, _AGAIN)
-        self._offsets = map_npy(folder / "offsets.npy", (info.images,), np.int64, _AGAIN)
+        self._offsets: Int64Array | TextOffsets = map_npy(folder / "offsets.npy", (info.images,), np.int64, _AGAIN)
         self._points = map_npy(folder / "points.npy", (info.images, 5, 2), np.float32, _AGAIN)
         for name, found, promised in (
             ("ids.txt", len(self.ids), info.images),
@@ -130,7 +131,7 @@ class RecordDataset(EncodedDataset):
         index_path = self._file.path.with_suffix(".idx")
         sources = (index_path, self._file.path) if index_path.is_file() else (self._file.path,)
         kept = array_cache.load(sources, "labels")
-        if kept is not None and {"labels", "highest"} <= kept.keys() and kept["labels"].shape == self._offsets.shape:
+        if kept is not None and {"labels", "highest"} <= kept.keys() and kept["labels"].shape == (len(self),):
             labels, highest = kept["labels"], int(kept["highest"][0])
         else:
             labels, highest = self._labels_of_records()
@@ -143,16 +144,19 @@ class RecordDataset(EncodedDataset):
         return labels, highest
 
     def _labels_of_records(self) -> tuple[Int64Array, int]:
-        labels = np.empty(len(self._offsets), np.int64)
+        self._index = whole(self._file, self._index)
+        self._offsets = offsets = self._index.offsets
+        assert isinstance(offsets, np.ndarray)
+        labels = np.empty(len(offsets), np.int64)
         problems: list[FormatError] | None = list(self.problems) if self._tolerant else None
         highest = -1
         for start in range(0, len(labels), _LABELS_AT_ONCE):
-            raw = self._file.first_labels(self._offsets[start : start + _LABELS_AT_ONCE], problems)
+            raw = self._file.first_labels(offsets[start : start + _LABELS_AT_ONCE], problems)
             wrong = (raw != np.floor(raw)) | ~(raw >= -1) | (raw > MAX_IDENTITIES)
             for row in np.flatnonzero(wrong):
                 if problems is not None and np.isnan(raw[row]):
                     continue  # named already
-                at, key = int(self._offsets[start + row]), self._index.key(start + int(row))
+                at, key = int(offsets[start + row]), self._index.key(start + int(row))
                 problem = f"the label of record {key} is {raw[row]}, not an identity's number; give it one"
                 if problems is None:
                     raise FormatError(self._file.path, problem, at)
