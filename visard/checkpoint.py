@@ -217,6 +217,12 @@ def read_tensors(checkpoint: Path, names: Collection[str] | None = None) -> dict
     return tensors
 
 
+def read_class_centres(checkpoint: Path) -> Tensor | None:
+    """(C, D) or (C, K, D) the head's, which are one level deeper in a head that distils; None if it has none."""
+    found = read_tensors(checkpoint, {"head.weight", "head.base.weight"})
+    return next(iter(found.values()), None)
+
+
 def _discard(path: Path) -> None:
     """Removes a directory so that a kill half-way leaves nothing that looks complete."""
     if path.exists():

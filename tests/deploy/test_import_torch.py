@@ -192,13 +192,15 @@ def test_export_and_import_are_inverse(tmp_path: Path, layout: layouts.Layout) -
     assert [path.name for path in (tmp_path / "back").iterdir()] == ["model.pt"]
 
 
-def test_a_runs_centres_are_exported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("distils", [False, True])
+def test_a_runs_centres_are_exported(distils: bool, tmp_path: Path) -> None:
     config = IResNetConfig(blocks=(1, 1, 1, 1), width=4, embedding_dim=8, input_size=16)
     module, weight = build(config), torch.randn(5, 8)
+    head = {"weight": weight}
     checkpoint.save(
         tmp_path / "run",
         step=1,
-        tensors={"backbone": dict(module.state_dict()), "head": {"weight": weight}},
+        tensors={"backbone": dict(module.state_dict()), "head": {"base": head} if distils else head},
         numbers={"step": 1},
         backbone=module,
         spec=spec_for(config),

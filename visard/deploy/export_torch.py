@@ -55,7 +55,7 @@ def centres_of(model: Path) -> Tensor | None:
     source = checkpoint.checkpoint_of(model)
     if source is None:
         return read_centres(model)
-    weight = checkpoint.read_tensors(source, {"head.weight"}).get("head.weight")
+    weight = checkpoint.read_class_centres(source)
     return weight if weight is not None and weight.ndim == 2 else None
 
 

@@ -112,7 +112,7 @@ def all_centres(path: Path) -> Tensor | None:
     if find_model(path).suffix == ".onnx":
         return None
     source = checkpoint.checkpoint_of(path)
-    return read_centres(path) if source is None else _centres_of(source)
+    return read_centres(path) if source is None else checkpoint.read_class_centres(source)
 
 
 def _from_file(path: Path, backbone: nn.Module, spec: ModelSpec) -> tuple[ModelSpec, str]:
@@ -145,7 +145,7 @@ def _by_name(path: Path, head: Head, identities: Sequence[str]) -> str:
     rows = {name: row for row, name in enumerate(known)}
     pairs = [(row, rows[name]) for row, name in enumerate(identities) if name in rows]
     if pairs:
-        old = _centres_of(source)
+        old = checkpoint.read_class_centres(source)
         if old is None:
             return f"all {len(identities)} class centres are new (the head of {path} has none that could be taken)"
         if old.shape[1:] != weight.shape[1:]:
@@ -173,12 +173,6 @@ def _in_order(path: Path, head: Head, identities: Sequence[str]) -> str:
     with torch.no_grad():
         weight.copy_(old[head.class_rows().start : head.class_rows().stop])
     return f"all {len(identities)} class centres from {path}, in order"
-
-
-def _centres_of(source: Path) -> Tensor | None:
-    """A checkpoint's class centres: those of the head, or of the head that a distilling one has inside."""
-    found = checkpoint.read_tensors(source, {"head.weight", "head.base.weight"})
-    return next(iter(found.values()), None)
 
 
 def numbered(identities: Sequence[str]) -> bool:
