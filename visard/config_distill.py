@@ -108,6 +108,8 @@ class DistillConfig:
             object.__setattr__(self, "hard_weight", hard)
         if self.centres == "auto" and self.has_classes:
             object.__setattr__(self, "centres", "teacher-frozen" if self.method == "margin" else "new")
+        if self.centres == "new" and not self.has_classes:  # filled in before `hard_weight` became 0
+            object.__setattr__(self, "centres", "auto")
         self._check_method()
 
     def _check_method(self) -> None:
@@ -117,6 +119,10 @@ class DistillConfig:
             f"distill.teacher does nothing: margins are fixed and centres {self.centres}; leave it out",
         )
         _check(not self.cache or self.embeddings == "cached", "distill.cache does nothing for embeddings beside")
+        _check(
+            self.embeddings == "cached" or self.needs_teacher_embeddings,
+            "distill.embeddings beside does nothing for margins fixed, which look at no embedding of the teacher's",
+        )
         _check(
             self.view == "clean" or self.embeddings == "beside",
             "distill.view augmented needs distill.embeddings beside: a cache holds the embeddings of clean crops",
@@ -215,6 +221,11 @@ def check_fit(recipe: Recipe) -> None:
     )
     if method == "none":
         return
+    _check(
+        data.framing.kind == "crop" or config.embeddings == "beside" or not config.needs_teacher_embeddings,
+        "distill.embeddings cached are those of photographs' centres, but data.framing.kind photograph trains on "
+        "random parts; give --distill.embeddings beside, where the teacher sees the same part",
+    )
     combined = head.margin.kind == "combined"
     if method == "margin" and config.margins == "per-image":
         _check(combined, f"distill.method margin takes the place of m2; head.margin.kind {head.margin.kind} has none")

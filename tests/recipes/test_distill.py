@@ -15,7 +15,7 @@ from visard.config_distill import WEIGHTS
 from visard.data.dataset import open_dataset
 from visard.errors import UserError
 from visard.recipes import RECIPES, load_recipe
-from visard.recipes.train import parse
+from visard.recipes.train import _override, parse
 from visard.training.loop import train
 
 NAMES = [name for name, place in RECIPES.items() if place.startswith("visard.recipes.distill:")]
@@ -40,6 +40,9 @@ def test_settings_of_bigface() -> None:
     assert recipe.backbone.blocks == (3, 25, 88, 3)  # type: ignore[union-attr]
     assert to_dict(recipe.head.margin) | {"m1": 1.0, "m2": 0.0, "m3": 0.4, "scale": 64.0} == to_dict(recipe.head.margin)
     assert (recipe.distill.weight, recipe.distill.hard_weight, recipe.data.masks.probability) == (9, 1, 0.35)
+    alone = load_recipe("bigface_r240")
+    assert (recipe.optim.kind, recipe.optim, recipe.schedule) == ("lars", alone.optim, alone.schedule)
+    assert (recipe.schedule.epochs, recipe.run.batch_global % 256) == (30, 0)
 
 
 def test_tiny_variants_learn_from_a_run(tmp_path: Path) -> None:
@@ -71,6 +74,28 @@ def test_own_values_are_filled_in_and_come_back_from_json(method: Any) -> None:
     config = DistillConfig(method=method, teacher="run")
     assert method == "margin" or (config.weight, config.hard_weight) == WEIGHTS[method]
     assert DistillConfig(**to_dict(config)) == config
+
+
+def test_another_method_takes_the_teacher_along() -> None:
+    """And is judged with all that the command line says, not before."""
+    theirs = DistillConfig(method="margin", teacher="t", embeddings="beside", margin_max=0.5)
+    recipe = replace(load_recipe("margindistillation_r100_mobilefacenet_tiny"), distill=theirs)
+    found = _override(recipe, ["--distill.method", "angular", "--distill.hard-weight", "0"]).distill
+    assert found == DistillConfig(method="angular", teacher="t", embeddings="beside", hard_weight=0.0)
+    words = ["--head.margin.kind", "adaface", "--distill.method", "bigface"]
+    assert _override(recipe, words).distill == DistillConfig(method="bigface", teacher="t", embeddings="beside")
+    assert _override(recipe, ["--distill.method", "none"]).distill == DistillConfig()
+    unlabelled = replace(recipe, distill=DistillConfig(method="bigface", teacher="t"))
+    unlabelled = replace(unlabelled, data=replace(recipe.data, labels="ignored"))
+    assert _override(unlabelled, ["--distill.method", "angular"]).distill.teacher == "t"
+    with pytest.raises(UserError, match="method: 'anglar' is not one of"):
+        _override(recipe, ["--distill.method", "anglar"])
+
+
+def test_labels_can_be_weighed_by_nothing() -> None:
+    recipe = replace(load_recipe("rendered_tiny"), distill=DistillConfig(method="bigface", teacher="t"))
+    assert recipe.distill.centres == "new"
+    assert not _override(recipe, ["--distill.hard-weight", "0"]).distill.has_classes
 
 
 def test_another_method_brings_its_own_values() -> None:
@@ -110,6 +135,14 @@ TEACHER = ("--distill.teacher", "t")
         (
             ("--distill.method", "bigface", *TEACHER, "--distill.teacher-centres", "in-order"),
             "distill.teacher_centres does nothing for bigface with centres new",
+        ),
+        (
+            ("--distill.method", "bigface", *TEACHER, "--data.framing.kind", "photograph"),
+            "distill.embeddings cached are those of photographs' centres",
+        ),
+        (
+            ("--distill.method", "margin", *TEACHER, "--distill.margins", "fixed", "--distill.embeddings", "beside"),
+            "distill.embeddings beside does nothing for margins fixed",
         ),
         (
             ("--distill.method", "margin", *TEACHER, "--distill.margins", "fixed", "--distill.centres", "new"),

@@ -6,9 +6,11 @@ would change nothing.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from visard.config import DistillConfig, HeadConfig, Recipe, from_dict, to_dict
 from visard.config_augment import AugmentConfig
@@ -17,37 +19,43 @@ from visard.errors import UserError
 OF_OPTIMIZER_KINDS = ("momentum", "nesterov", "beta1", "beta2", "eps", "trust")
 """Fields of `OptimConfig` that belong to one kind."""
 
+OF_ANY_TEACHER = ("teacher", "embeddings", "cache", "view")
+"""Fields of `DistillConfig` that say which teacher, whatever is learnt from it."""
+
 
 def with_kinds(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     """The recipe ready for the kinds that the command line names: fields of the old kinds are gone.
 
-    A new margin keeps the recipe's scale and the gradient's kind; all else is the new kind's own default.
+    A new margin keeps the recipe's scale and the gradient's kind, a new way of distilling its teacher; all else is the
+    new kind's own default. Sections that fit together only with what else the command line says are not checked here.
     """
     kind = _given(overrides, "--head.margin.kind")
     margin = recipe.head.margin
     if kind not in (None, margin.kind):
         values = {"kind": kind, "scale": margin.scale, "gradient": margin.gradient}
         head = from_dict(HeadConfig, to_dict(recipe.head) | {"margin": values}, where="--head.margin.kind: head")
-        recipe = replace(recipe, head=head)
+        recipe = _unchecked(recipe, head=head)
     # Here only the old kind's fields are put back: the new kind may need fields that are yet to come.
     if _given(overrides, "--schedule.kind") not in (None, recipe.schedule.kind):
         schedule = replace(recipe.schedule, kind="constant", milestones=(), milestone_steps=(), gamma=0.1, power=2.0)
-        recipe = replace(recipe, schedule=schedule)
+        recipe = _unchecked(recipe, schedule=schedule)
     framing = recipe.data.framing
     if _given(overrides, "--data.framing.kind") not in (None, framing.kind):
         data = replace(recipe.data, framing=type(framing)(), resize=False)
-        recipe = replace(recipe, data=data)
+        recipe = _unchecked(recipe, data=data)
     optim = recipe.optim
     if _given(overrides, "--optim.kind") not in (None, optim.kind):
         own = {f.name: f.default for f in dataclasses.fields(optim) if f.name in OF_OPTIMIZER_KINDS}
-        recipe = replace(recipe, optim=replace(optim, **own))
+        recipe = _unchecked(recipe, optim=replace(optim, **own))
     method = _given(overrides, "--distill.method")
     if method not in (None, recipe.distill.method):
         # What the old method has filled in is not the new one's own.
-        recipe = replace(recipe, distill=DistillConfig())
+        kept = {name: getattr(recipe.distill, name) for name in OF_ANY_TEACHER if method != "none"}
+        distill = from_dict(DistillConfig, {"method": method, **kept}, where="--distill.method: distill")
+        recipe = _unchecked(recipe, distill=distill)
     sampler = recipe.data.sampler
     if _given(overrides, "--data.sampler.kind") not in (None, sampler.kind):
-        recipe = replace(recipe, data=replace(recipe.data, sampler=type(sampler)()))
+        recipe = _unchecked(recipe, data=replace(recipe.data, sampler=type(sampler)()))
     return recipe
 
 
@@ -114,6 +122,14 @@ def _refuse_idle_augment(before: AugmentConfig, augment: AugmentConfig) -> None:
             f"data.augment.{part.name}.{changed[-1] if changed else ''} does nothing while its probability is 0; "
             f"give --data.augment.{part.name}.probability too",
         )
+
+
+def _unchecked(recipe: Recipe, **sections: Any) -> Recipe:
+    """`dataclasses.replace` without the check that the sections fit together."""
+    changed = copy.copy(recipe)
+    for name, section in sections.items():
+        object.__setattr__(changed, name, section)
+    return changed
 
 
 def _given(overrides: Sequence[str], option: str) -> str | None:
