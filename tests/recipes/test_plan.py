@@ -17,7 +17,7 @@ TINY = ["rendered_tiny", "--run.device", "cpu"]
 def test_the_table_and_its_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*TINY, "--devices", "1", "4", "--hosts", "2", "--identities", "5000", "--head.classes", "sharded"]
     answer = run(arguments)
-    table = answer.text.splitlines()[4:]
+    table = answer.text.splitlines()[4:7]
     assert [line.split()[0] for line in table] == ["devices", "2", "2"]
     assert [line.split()[2] for line in table[1:]] == ["1", "4"]
     first, last = answer.value["plans"]
@@ -40,6 +40,17 @@ def test_options_of_the_recipe_count() -> None:
     assert "peak none" in recomputed.text
 
 
+def test_devices_that_a_step_is_too_small_for_are_left_out() -> None:
+    """32 images a step are shared by 32 processes at most, and by 4 if each needs 2 for each of 4 parts."""
+    answer = run(TINY)
+    assert [plan["layout"]["devices"] for plan in answer.value["plans"]] == [1, 2, 4, 8, 16, 32]
+    assert answer.text.endswith("run.batch_global 32 is too few for 64 devices, each of which needs 1 or more")
+    parts = run([*TINY, "--run.micro-batches", "4", "--devices", "4", "8", "16"])
+    assert [plan["layout"]["devices"] for plan in parts.value["plans"]] == [4]
+    assert "too few for 8, 16 devices, each of which needs 8 or more for 4 micro-batches" in parts.text
+    assert "left out" not in run([*TINY, "--devices", "64", "--batch", "32"]).text
+
+
 def test_what_does_not_fit_is_said() -> None:
     answer = run([*TINY, "--devices", "1", "--memory", "0.02", "--reserve", "0"])
     assert not answer.value["plans"][0]["fits"]
@@ -58,6 +69,8 @@ def test_what_does_not_fit_is_said() -> None:
         (["rendered_tiny", "--run.zero", "4"], "--run.zero 4: choose one of 0, 1, 2, 3"),
         (["rendered_tiny", "--identities", "1"], "at least 2"),
         (["rendered_tiny", "--batch", "-1"], "--batch is -1"),
+        (["rendered_tiny", "--devices", "64"], "run.batch_global 32 is too few for 64 devices"),
+        (["rendered_tiny", "--batch", "6", "--run.micro-batches", "4"], "--batch 6 is too few"),
         (["rendered_tiny", "--head.classez", "sharded"], "did you mean --head.classes"),
         (["ms1mv3_r50"], "give --identities or --data"),
     ],

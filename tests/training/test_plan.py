@@ -192,11 +192,40 @@ def test_what_devices_share(network: tuple[Recipe, Network]) -> None:
         assert plans[world, 1].optimizer == -(-whole.optimizer // world)
         assert plans[world, 1].gradients == counted.trained
         assert plans[world, 2].gradients == -(-counted.trained // world) + counted.unit
+        assert plans[world, 2].parameters == -(-counted.parameters // world) + counted.parameters
         assert plans[world, 3].parameters == -(-counted.parameters // world) + 2 * counted.unit
         assert plans[world, 3].sent > plans[world, 0].sent
+    for zero in range(1, 4):  # nobody to share with
+        assert replace(plans[1, zero], layout=whole.layout) == whole
     on_hosts = plan(recipe, 4000, counted, Layout(devices=4, hosts=16, batch=8))
     assert replace(on_hosts, layout=plans[64, 0].layout, between_hosts=0) == plans[64, 0]
     assert on_hosts.between_hosts > 0
+
+
+@pytest.mark.parametrize(
+    ("zero", "micro_batches", "gradient_dtype", "times"),
+    [
+        (0, 1, "fp32", 2),
+        (0, 1, "bf16", 1),
+        (0, 4, "fp32", 2),
+        (1, 1, "fp32", 3),
+        (1, 1, "bf16", 2),
+        (2, 1, "fp32", 2),
+        (2, 4, "bf16", 4.5),
+        (3, 1, "fp32", 3),
+        (3, 4, "fp32", 9),
+    ],
+)
+def test_what_a_device_sends(
+    zero: int, micro_batches: int, gradient_dtype: str, times: float, network: tuple[Recipe, Network]
+) -> None:
+    """In sizes of the network, besides the embeddings: gradients in their own type, weights as often as gathered."""
+    recipe, counted = network
+    run = replace(recipe.run, micro_batches=micro_batches, gradient_dtype=gradient_dtype)  # type: ignore[arg-type]
+    layout = Layout(devices=4, batch=8, zero=zero)
+    embeddings = 2 * 4 * 8 * recipe.backbone.embedding_dim * 4
+    found = plan(replace(recipe, run=run), 4000, counted, layout).sent
+    assert found == pytest.approx(0.75 * (times * counted.trained + embeddings), abs=1)
 
 
 def test_the_largest_batch_is_the_largest(network: tuple[Recipe, Network]) -> None:

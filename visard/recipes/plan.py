@@ -29,6 +29,11 @@ Everything that `visard train RECIPE` understands, and:
 
 DEVICES = (1, 2, 4, 8, 16, 32, 64)
 MANY_BLOCKS = 150
+LEGEND = (
+    "weights to activations: of the network; classifier: centres, their momentum and gradient; its work: embeddings,",
+    "logits and buffers while the loss is computed; when: the moment of the peak; most images: that fit; sends: a",
+    "device in a step; paper's FC: 3 Mem_w + 2 Mem_logits (docs/plan.md)",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -100,7 +105,7 @@ def answer(
         reserve_gib: of it, for what cannot be counted.
     """
     from visard.training.memory import GIB
-    from visard.training.plan import Layout, Plan, count_network, largest_batch, plan
+    from visard.training.plan import Layout, count_network, largest_batch, plan
 
     level = recipe.run.checkpointing
     other: Checkpointing = "segment" if level == "none" else "none"
@@ -110,15 +115,14 @@ def answer(
     networks = {name: count_network(recipe.backbone, name, recipe.run.precision) for name in (level, other)}
     kind = "cpu" if recipe.run.device == "cpu" else "cuda"
     room = int((memory_gib - reserve_gib) * GIB)
-    plans: list[Plan] = []
     rows, values = [], []
+    devices, left_out = _startable(recipe, devices, hosts, batch)
     for count in devices:
         each = batch or -(-recipe.run.batch_global // (count * hosts))
         layout = Layout(devices=count, hosts=hosts, batch=each, zero=recipe.run.zero, kind=kind)
         found = plan(recipe, identities, networks[level], layout)
         instead = plan(recipe, identities, networks[other], layout)
         most = largest_batch(recipe, identities, networks[level], layout, room)
-        plans.append(found)
         head = found.classifier
         cells = [
             f"{hosts} x {count}" if hosts > 1 else str(count),
@@ -161,7 +165,11 @@ def answer(
         f"GiB a device; fits: in {memory_gib:g} GiB less {reserve_gib:g}",
         "",
         *_aligned([header, *rows]),
+        "",
+        *LEGEND,
     ]
+    if left_out:
+        lines.append(left_out)
     if recipe.distill.method != "none":
         lines.append("not counted: the teacher (distill)")
     value = {
@@ -174,6 +182,26 @@ def answer(
         "plans": values,
     }
     return Answer(value, "\n".join(lines))
+
+
+def _startable(recipe: Recipe, devices: list[int], hosts: int, batch: int) -> tuple[list[int], str]:
+    """Those numbers of devices with which training would start, and a line about the others.
+
+    Raises:
+        UserError: there are none.
+    """
+    parts = recipe.run.micro_batches
+    least = 1 if parts == 1 else 2 * parts
+    usable = [count for count in devices if (batch or recipe.run.batch_global // (count * hosts)) >= least]
+    others = ", ".join(str(count * hosts) for count in devices if count not in usable)
+    if not others:
+        return usable, ""
+    given = f"--batch {batch}" if batch else f"run.batch_global {recipe.run.batch_global}"
+    line = f"{given} is too few for {others} devices, each of which needs {least} or more"
+    line += f" for {parts} micro-batches" if parts > 1 else ""
+    if not usable:
+        raise UserError(f"{line}; raise it")
+    return usable, f"left out: {line}"
 
 
 def _identities(recipe: Recipe) -> int:

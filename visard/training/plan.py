@@ -34,6 +34,7 @@ from visard.functional.softmax_pieces import chunk_classes
 from visard.heads.broadface import BLOCK_LEAST, BLOCK_MOST
 from visard.training.build import AUTOCAST
 from visard.training.memory import LARGE, SMALL, IntArray, LiveBytes, bytes_of, worst_lines
+from visard.training.parallel import GRADIENT_DTYPE
 from visard.training.rows import BLOCK_ELEMENTS, BLOCK_ELEMENTS_GPU
 from visard.training.rules import RULES
 
@@ -174,12 +175,13 @@ def plan(recipe: Recipe, classes: int, network: Network, layout: Layout) -> Plan
     """The memory of one device.
 
     Args:
-        recipe: its head, optimizer and `run.micro_batches` count.
+        recipe: its head, optimizer, `run.micro_batches` and `run.gradient_dtype` count.
         classes: C.
         network: what `count_network` found for the recipe's backbone.
         layout: devices and batch.
     """
-    world, zero = layout.world, layout.zero
+    world = layout.world
+    zero = layout.zero if world > 1 else 0  # one device has nobody to share with
     micro = -(-layout.batch // recipe.run.micro_batches)
     states = _states(recipe)
     dim = recipe.backbone.embedding_dim
@@ -187,13 +189,17 @@ def plan(recipe: Recipe, classes: int, network: Network, layout: Layout) -> Plan
     replicated = recipe.head.classes == "replicated"
 
     parameters, gradients, optimizer = network.parameters, network.trained, states * network.trained
+    at_rest = parameters if zero < 2 else -(-parameters // world)
     optimizer = -(-optimizer // world) if zero >= 1 else optimizer
     if zero >= 2 and recipe.run.micro_batches == 1:
         gradients = -(-gradients // world) + network.unit
     # Micro-batches add gradients up whole, and divide them with the last one.
+    if zero == 2:
+        # FSDP keeps its share beside what it has gathered.
+        parameters = at_rest + parameters
     if zero >= 3:
         # The unit at work and the one that is fetched ahead.
-        parameters = -(-parameters // world) + 2 * network.unit
+        parameters = at_rest + 2 * network.unit
     images = layout.batch * (3 * recipe.backbone.input_size**2 + 8)
     activations, backward = _worst((network.kept,), micro), _worst(network.peak, micro)
     # Between steps there are no gradients, but for the buckets of several processes, until the first micro-batch.
@@ -204,10 +210,15 @@ def plan(recipe: Recipe, classes: int, network: Network, layout: Layout) -> Plan
     moments = {
         "loss": always + (gradients if persistent else 0) + activations + head.passing + of_head,
         "backward": always + of_head + (gradients + backward if persistent else _worst(network.peak_fresh, micro)),
-        "update": always + of_head + gradients + _rows(recipe.head, head, dim, states, layout.kind),
+        "update": always
+        - parameters
+        + at_rest
+        + of_head
+        + gradients
+        + _rows(recipe.head, head, dim, states, layout.kind),
     }
     moment = max(moments, key=lambda name: moments[name])
-    sent, between = _traffic(network, head, replicated, dim, layout)
+    sent, between = _traffic(network, head, recipe, layout)
     return Plan(
         layout=layout,
         parameters=parameters,
@@ -332,16 +343,21 @@ def _rows(config: HeadConfig, head: Classifier, dim: int, states: int, kind: str
     return min(block, head.gradient) * (1 + states)
 
 
-def _traffic(network: Network, head: Classifier, replicated: bool, dim: int, layout: Layout) -> tuple[int, int]:
+def _traffic(network: Network, head: Classifier, recipe: Recipe, layout: Layout) -> tuple[int, int]:
     """Bytes that a device sends in a step, and that leave a host; ring collectives."""
     world = layout.world
     if world == 1:
         return 0, 0
     share = (world - 1) / world
-    # An all-reduce is a reduce-scatter and an all-gather; shared weights are gathered twice, forward and backward.
-    dense = (3 if layout.zero == 3 else 2) * share * (network.trained + (head.gradient if replicated else 0))
-    embeddings = 0 if replicated else 2 * share * layout.batch * world * dim * FLOAT
-    sent = math.ceil(dense + embeddings)
+    run, replicated = recipe.run, recipe.head.classes == "replicated"
+    gradients = network.trained * GRADIENT_DTYPE[run.gradient_dtype].itemsize / FLOAT
+    # An all-reduce is a reduce-scatter and an all-gather. What each device has moved, or holds, goes to all others:
+    # once a step (stage 1), or for every micro-batch before its forward pass (2) and before its backward pass too (3).
+    passes = {0: 2, 1: 2, 2: 1, 3: 1}[layout.zero]
+    gathers = {0: 0, 1: 1, 2: run.micro_batches, 3: 2 * run.micro_batches}[layout.zero]
+    dense = passes * gradients + gathers * network.trained + (2 * head.gradient if replicated else 0)
+    embeddings = 0 if replicated else 2 * layout.batch * world * recipe.backbone.embedding_dim * FLOAT
+    sent = math.ceil(share * (dense + embeddings))
     # In a ring over hosts one device of each hands on to the next host what every device hands on.
     return sent, sent if layout.hosts > 1 else 0
 
