@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +13,20 @@ import torch
 from visard import checkpoint
 from visard.config import (
     DataConfig,
+    DistillConfig,
     HeadConfig,
     IResNetConfig,
     MarginConfig,
     OptimConfig,
     Recipe,
     RunConfig,
+    SamplerConfig,
     ScheduleConfig,
 )
+from visard.embed import embed_to_directory, hash_model
 from visard.records import Float32Array, Int64Array, UInt8Array
+from visard.runtime import load
+from visard.training.loop import train
 
 SIZE = 16
 
@@ -101,3 +107,37 @@ def assert_same_bits(left: dict[str, torch.Tensor], right: dict[str, torch.Tenso
 
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
     return replace(recipe, schedule=replace(recipe.schedule, max_steps=steps))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 12 steps on the painted faces."""
+    return train(tiny_recipe(tmp_path_factory.mktemp("teacher") / "run"), PaintedFaces())
+
+
+@pytest.fixture(scope="module")
+def cache(teacher: Path) -> Path:
+    return embedded(teacher, PaintedFaces(), teacher.parent / "cache")
+
+
+def embedded(model: Path, faces: PaintedFaces, out: Path, flip: Any = "concat") -> Path:
+    """As `visard embed` writes it, in float16."""
+    embed_to_directory(load(model, "cpu"), faces, out, flip, 16, hash_model(model), "float16")
+    return out
+
+
+def student(out: Path, teacher: Path, method: Any = "bigface", **settings: Any) -> Recipe:
+    """`tiny_recipe` that learns from a teacher."""
+    recipe = tiny_recipe(out)
+    sampler = SamplerConfig(kind="identities") if method.startswith("triplet") else SamplerConfig()
+    distill = DistillConfig(**{"method": method, "teacher": str(teacher), **settings})
+    return replace(
+        recipe,
+        distill=distill,
+        head=HeadConfig(margin=MarginConfig(m2=0.5, scale=16.0)),
+        data=replace(recipe.data, sampler=sampler),
+    )
+
+
+def log_of(run: Path) -> str:
+    return (run / "log.txt").read_text()

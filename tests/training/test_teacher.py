@@ -1,11 +1,10 @@
-"""Teachers: cached or beside the student, never changed; wrong and stale caches; centres; runs that resume exactly."""
+"""Teachers: cached or beside the student, never changed, runs or ONNX files; their centres; exact resumption."""
 
 from __future__ import annotations
 
 import gc
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,46 +15,19 @@ import torch
 from torch import nn
 
 from tests.training import processes
-from tests.training.conftest import PaintedFaces, assert_same_bits, tiny_recipe, weights_of, with_steps
+from tests.training.conftest import PaintedFaces, assert_same_bits, log_of, student, weights_of, with_steps
 from tests.training.test_processes import TINY, assert_close
 from visard import checkpoint
-from visard.config import DistillConfig, HeadConfig, MarginConfig, Recipe, SamplerConfig
+from visard.config import DistillConfig, FramingConfig, Recipe
+from visard.data.dataset import open_dataset
 from visard.data.transforms import Sample
-from visard.embed import embed_to_directory, hash_model, load_embeddings, save_embeddings
+from visard.deploy.export import ExportConfig
+from visard.deploy.export import main as export
 from visard.errors import UserError
 from visard.runtime import load
 from visard.training import teacher as teachers
 from visard.training.loop import train
-from visard.training.teacher_cache import TeacherCache, matching_rows
-
-ARC = MarginConfig(m2=0.5, scale=16.0)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 12 steps on the painted faces."""
-    return train(tiny_recipe(tmp_path_factory.mktemp("teacher") / "run"), PaintedFaces())
-
-
-@pytest.fixture(scope="module")
-def cache(teacher: Path) -> Path:
-    return embedded(teacher, PaintedFaces(), teacher.parent / "cache")
-
-
-def embedded(model: Path, faces: PaintedFaces, out: Path, flip: Any = "concat") -> Path:
-    embed_to_directory(load(model, "cpu"), faces, out, flip, 16, hash_model(model), "float16")
-    return out
-
-
-def student(out: Path, teacher: Path, method: Any = "bigface", **settings: Any) -> Recipe:
-    recipe = tiny_recipe(out)
-    sampler = SamplerConfig(kind="identities") if method.startswith("triplet") else SamplerConfig()
-    distill = DistillConfig(**{"method": method, "teacher": str(teacher), **settings})
-    return replace(recipe, distill=distill, head=HeadConfig(margin=ARC), data=replace(recipe.data, sampler=sampler))
-
-
-def log_of(run: Path) -> str:
-    return (run / "log.txt").read_text()
+from visard.training.teacher_cache import TeacherCache
 
 
 @pytest.mark.parametrize(
@@ -74,94 +46,58 @@ def test_every_method_trains(method: str, tmp_path: Path, teacher: Path, cache: 
     assert load(model, "cpu").spec.embedding_dim == 16
 
 
-def test_a_cache_has_both_views_of_every_image(teacher: Path, cache: Path) -> None:
-    faces = PaintedFaces()
-    kept = TeacherCache(cache, faces)
-    at = np.array([5, 0, 47, 5])
-    flipped = np.array([False, True, True, True])
-    crops = np.stack(
-        [faces.image(int(i))[:, ::-1] if f else faces.image(int(i)) for i, f in zip(at, flipped, strict=True)]
-    )
-    expected = load(teacher, "cpu")(crops)
-    assert kept.vectors().dtype == np.float16
-    assert kept.dim == 16
-    np.testing.assert_allclose(kept.rows(at, flipped), expected, rtol=2e-3, atol=2e-3)
+def test_fixed_margins_look_at_centres_alone(tmp_path: Path, teacher: Path) -> None:
+    """Nothing is embedded for trained centres, nor looked up in a step; and once, unkept, for class means."""
+    fixed = student(tmp_path / "run", teacher, "margin", margins="fixed")
+    run = train(with_steps(fixed, 1), PaintedFaces())
+    assert torch.equal(weights_of(run)["head.base.weight"], weights_of(teacher)["head.weight"])
+    alone = shutil.copytree(checkpoint.find_model(teacher), tmp_path / "model")
+    fixed = student(tmp_path / "means", alone, "margin", margins="fixed")
+    means = train(with_steps(fixed, 1), PaintedFaces())
+    assert "mean embeddings of each identity" in log_of(means)
+    shutil.rmtree(alone)
+    train(with_steps(fixed, 2), PaintedFaces(), resume=True)  # they are in the checkpoint
+    assert not (run / "teacher").exists()
+    assert not (means / "teacher").exists()
 
 
-def test_another_order_and_more_images_are_found_by_id(cache: Path, tmp_path: Path) -> None:
-    whole = load_embeddings(cache)
-    shuffled = np.random.default_rng(0).permutation(len(whole.ids))
-    ids = tuple(whole.ids[i] for i in shuffled)
-    save_embeddings(replace(whole, vectors=whole.vectors[shuffled], ids=ids), tmp_path / "shuffled")
-    fewer = PaintedFaces(identities=("person4", "person1"))
-    found = TeacherCache(tmp_path / "shuffled", fewer)
-    plain = np.zeros(16, np.bool_)
-    rows = [whole.ids.index(i) for i in fewer.ids]
-    np.testing.assert_array_equal(found.rows(np.arange(16), plain), whole.vectors[rows, :16])
-    assert matching_rows(["a", "b"], ["a", "b"], where="x") is None
+@pytest.fixture(scope="module")
+def onnx(teacher: Path) -> Path:
+    """The teacher as ONNX Runtime has it."""
+    file = teacher.parent / "teacher.onnx"
+    export(ExportConfig(model=teacher, out=file))
+    return file
 
 
-class Painted(PaintedFaces):
-    """The same ids, other pictures from the fourth person on."""
-
-    def image(self, index: int) -> Any:
-        return 255 - super().image(index) if index >= 24 else super().image(index)
-
-
-def truncated(cache: Path) -> None:
-    vectors = (cache / "vectors.npy").read_bytes()
-    (cache / "vectors.npy").write_bytes(vectors[: len(vectors) // 2])
-
-
-MISTAKES: dict[str, tuple[Callable[[Path], Any], PaintedFaces, str]] = {
-    "other images": (lambda cache: None, Painted(), "the model or the images have changed"),
-    "more people": (
-        lambda cache: None,
-        PaintedFaces(identities=tuple(f"person{i}" for i in range(8))),
-        r"16 of the 64 images that are trained on have no embedding there \(person6/0.png, ",
-    ),
-    "no vectors": (lambda cache: (cache / "vectors.npy").unlink(), PaintedFaces(), "no embeddings here"),
-    "half of the vectors": (truncated, PaintedFaces(), "is not a whole .npy array"),
-    "no spec": (lambda cache: (cache / "spec.json").unlink(), PaintedFaces(), "spec.json is missing"),
-    "an id too few": (
-        lambda cache: (cache / "ids.txt").write_text("a\n"),
-        PaintedFaces(),
-        "48 vectors but 1 ids",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_wrong_stale_or_incomplete_cache_is_refused(name: str, tmp_path: Path, teacher: Path, cache: Path) -> None:
-    spoil, faces, said = MISTAKES[name]
-    copy = shutil.copytree(cache, tmp_path / "cache")
-    spoil(copy)
-    with pytest.raises(UserError, match=said) as caught:
-        train(student(tmp_path / "run", teacher, cache=str(copy)), faces)
-    assert "\n" not in str(caught.value)
-
-
-def test_embeddings_of_other_weights_are_refused(tmp_path: Path, teacher: Path, cache: Path) -> None:
-    other = train(with_steps(tiny_recipe(tmp_path / "other", seed=1), 1), PaintedFaces())
+def test_an_onnx_file_teaches_what_its_run_does(tmp_path: Path, teacher: Path, cache: Path, onnx: Path) -> None:
+    """Beside the student and cached, at whatever batch; its weights' hash is the file's own."""
+    expected = train(with_steps(student(tmp_path / "run", teacher, cache=str(cache)), 3), PaintedFaces())
+    beside = train(with_steps(student(tmp_path / "beside", onnx, embeddings="beside"), 3), PaintedFaces())
+    own = train(with_steps(student(tmp_path / "own", onnx), 3), PaintedFaces())
+    for run in (beside, own):
+        for name, tensor in weights_of(expected).items():
+            if name.startswith("backbone.") and tensor.is_floating_point():
+                torch.testing.assert_close(weights_of(run)[name], tensor, rtol=0, atol=2e-3, msg=name)
+    train(with_steps(student(tmp_path / "again", onnx, cache=str(own / "teacher")), 1), PaintedFaces())
     with pytest.raises(UserError, match="embeddings of other weights than those of"):
-        train(student(tmp_path / "run", other, cache=str(cache)), PaintedFaces())
-    # Embeddings from elsewhere have no hash: what the teacher gives now tells.
-    spec = json.loads((cache / "spec.json").read_text()) | {"weights": ""}
-    unknown = shutil.copytree(cache, tmp_path / "unknown")
-    (unknown / "spec.json").write_text(json.dumps(spec))
-    with pytest.raises(UserError, match="holds other embeddings than"):
-        train(student(tmp_path / "run", other, cache=str(unknown)), PaintedFaces())
-    train(with_steps(student(tmp_path / "run", teacher, cache=str(unknown)), 1), PaintedFaces())
+        train(student(tmp_path / "x", onnx, cache=str(cache)), PaintedFaces())
 
 
-def test_a_run_without_a_cache_makes_its_own_and_keeps_it(
-    tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = train(with_steps(student(tmp_path / "run", teacher), 2), PaintedFaces())
-    assert (run / "teacher" / "vectors.npy").is_file()
-    monkeypatch.setattr(teachers, "embed_to_directory", None)  # would be an error to call
-    train(with_steps(student(tmp_path / "run", teacher), 4), PaintedFaces(), resume=True)
-    assert checkpoint.latest(run) == run / "checkpoints" / "step_00000004"
+@pytest.mark.parametrize("embeddings", ["cached", "beside"])
+def test_an_onnx_file_has_class_means_for_centres(embeddings: str, tmp_path: Path, onnx: Path) -> None:
+    run = train(with_steps(student(tmp_path / "run", onnx, "margin", embeddings=embeddings), 1), PaintedFaces())
+    assert "mean embeddings of each identity" in log_of(run)
+    assert "teacher.onnx has no centres with names" in log_of(run)
+    directions = torch.nn.functional.normalize(weights_of(run)["head.base.weight"])
+    crops = np.stack([PaintedFaces().image(i) for i in range(48)])
+    views = [crops, crops[:, :, ::-1]] if embeddings == "cached" else [crops]
+    found = [torch.nn.functional.normalize(torch.from_numpy(load(onnx, "cpu")(view))) for view in views]
+    means = torch.nn.functional.normalize(torch.stack(found).sum(0).view(6, 8, 16).sum(1))
+    assert (directions * means).sum(1).min() > 0.9999
+    with pytest.raises(UserError, match="in-order, but its class centres are None"):
+        train(
+            student(tmp_path / "x", onnx, "margin", embeddings=embeddings, teacher_centres="in-order"), PaintedFaces()
+        )
 
 
 def test_a_teacher_of_another_crop_size_embeds_its_own_crops(tmp_path: Path, teacher: Path) -> None:
@@ -241,6 +177,49 @@ def test_beside_the_student_nothing_of_the_teacher_changes(
     assert alive[-1] <= alive[3]
     blackest = made[0].seen[-1].max().item()
     assert (blackest == -1) == (view == "augmented")
+
+
+def test_beside_sees_the_students_part_of_a_photograph(
+    tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random parts, the same for both, in no more images at once than the student has in a micro-batch."""
+    seen: list[torch.Tensor] = []
+    plain, own = teachers._of_module, teachers._beside
+
+    def watched(*arguments: Any) -> Any:
+        embed = plain(*arguments)
+
+        def keeping(images: torch.Tensor) -> torch.Tensor:
+            seen.append(images)
+            return embed(images)
+
+        return keeping
+
+    parts: list[torch.Tensor] = []
+
+    def counting(*arguments: Any) -> Any:
+        found = own(*arguments)
+
+        def counted(batch: Any) -> Any:
+            parts.append(batch.images)
+            return found.fill(batch)
+
+        return replace(found, fill=counted)
+
+    monkeypatch.setattr(teachers, "_of_module", watched)
+    monkeypatch.setattr(teachers, "_beside", counting)
+    recipe = student(tmp_path / "run", teacher, embeddings="beside")
+    recipe = replace(
+        with_steps(recipe, 4),
+        data=replace(recipe.data, framing=FramingConfig(kind="photograph", area=(0.2, 0.5))),
+        run=replace(recipe.run, micro_batches=2),
+    )
+    photographs = open_dataset("strokes:4x4", 16, framing="photograph")
+    train(recipe, photographs)
+    assert [len(images) for images in seen] == 8 * [4]
+    assert torch.equal(torch.cat(seen), torch.cat(parts))
+    centres = {photographs.image(i).tobytes() for i in range(16)}
+    assert not any(part.numpy().tobytes() in centres for part in torch.cat(parts))
 
 
 def test_beside_and_cached_learn_the_same(tmp_path: Path, teacher: Path, cache: Path) -> None:
@@ -341,6 +320,13 @@ def test_principal_axes_of_a_larger_teacher(tmp_path: Path, teacher: Path, cache
     small = student(tmp_path / "small", teacher, cache=str(cache))
     with pytest.raises(UserError, match="have 16 dimensions, the student's 8; give "):
         train(replace(small, backbone=replace(small.backbone, embedding_dim=8)), PaintedFaces())
+    # Its own centres need not be the teacher's, whose cosines are taken among its own.
+    margins = student(tmp_path / "margins", teacher, "margin", cache=str(cache))
+    small = replace(margins, backbone=replace(margins.backbone, embedding_dim=8))
+    with pytest.raises(UserError, match=r"teacher-frozen: the teacher's .* 16 .*; use pca or new centres"):
+        train(small, PaintedFaces())
+    small = replace(small, distill=replace(small.distill, centres="new"))
+    assert weights_of(train(with_steps(small, 1), PaintedFaces()))["head.teacher_centres"].shape == (6, 16)
 
 
 def test_two_processes_equal_one(tmp_path: Path, teacher: Path) -> None:

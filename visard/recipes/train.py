@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from visard.config import BackboneConfig, DataConfig, Recipe, from_dict, to_dict
 from visard.config_augment import preset
@@ -27,6 +28,9 @@ from visard.recipes import load_recipe
 from visard.recipes.options import refuse_idle, with_kinds
 from visard.recipes.whereabouts import anchored, located
 from visard.wording import wording
+
+if TYPE_CHECKING:
+    from visard.data.dataset import FaceDataset
 
 USAGE = """usage: visard train RECIPE [options] [--section.field value ...]
        visard train --resume RUN [options]
@@ -91,6 +95,42 @@ def run(arguments: list[str]) -> Answer:
     return _carry_out(request)
 
 
+def open_data(config: DataConfig, size: int, *, resize: bool = True) -> FaceDataset:
+    """What is trained on, with crops of `size` pixels, for which those on disk may be scaled or not."""
+    from visard.data.dataset import open_dataset
+
+    return open_dataset(
+        config.source,
+        size=size,
+        resize=resize,
+        same_names=config.same_names,
+        tolerant=config.broken == "skip",
+        framing=config.framing.kind,
+        unlabelled=config.unlabelled,
+    )
+
+
+def recipe_of_run(run: Path, name: str | None = None) -> Recipe:
+    """What a run's recipe.json says; with a name it must be a run of that recipe.
+
+    Raises:
+        UserError: no run is there, its file is damaged, or it is one of another recipe.
+    """
+    path = run / "recipe.json"
+    if not path.is_file():
+        raise UserError(
+            f"{run}: no run there ({path.name} is missing); start one with `visard train RECIPE --out {run}`"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); it cannot be resumed") from error
+    recipe = from_dict(Recipe, values, where=str(path))
+    if name is not None and name != recipe.name and load_recipe(name).name != recipe.name:
+        raise UserError(f"{run} is a run of {recipe.name}, not of {name}; leave the name out to go on with it")
+    return recipe
+
+
 def parse(arguments: list[str]) -> Request | None:
     """The request, or None if only help was asked for.
 
@@ -112,7 +152,7 @@ def parse(arguments: list[str]) -> Request | None:
         assert name is not None
         recipe = load_recipe(name)
     else:
-        recipe = _recipe_of_run(Path(shortcuts.resume), name)
+        recipe = recipe_of_run(Path(shortcuts.resume), name)
         for option in ("out", "init"):
             if getattr(shortcuts, option) is not None:
                 raise UserError(f"--{option} cannot be changed by --resume; start a new run to change it")
@@ -278,22 +318,6 @@ def _with_network(recipe: Recipe, backbone: BackboneConfig, model: Path) -> Reci
     return replace(recipe, backbone=backbone, data=data)
 
 
-def _recipe_of_run(run: Path, name: str | None) -> Recipe:
-    path = run / "recipe.json"
-    if not path.is_file():
-        raise UserError(
-            f"{run}: no run there ({path.name} is missing); start one with `visard train RECIPE --out {run}`"
-        )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); it cannot be resumed") from error
-    recipe = from_dict(Recipe, values, where=str(path))
-    if name is not None and name != recipe.name and load_recipe(name).name != recipe.name:
-        raise UserError(f"{run} is a run of {recipe.name}, not of {name}; leave the name out to go on with it")
-    return recipe
-
-
 def _require_own_run(recipe: Recipe) -> None:
     """A process that torchrun started anew goes on with the run that its group began, and with no other.
 
@@ -304,7 +328,7 @@ def _require_own_run(recipe: Recipe) -> None:
     """
     if not (recipe.run.out / "recipe.json").is_file():
         return
-    there = _recipe_of_run(recipe.run.out, None)
+    there = recipe_of_run(recipe.run.out)
     # What "auto" has chosen is written down at the start.
     there = replace(there, run=replace(there.run, float32_matmul=recipe.run.float32_matmul))
     if differ := _changes(to_dict(there), to_dict(recipe)):
@@ -317,7 +341,6 @@ def _require_own_run(recipe: Recipe) -> None:
 def _carry_out(request: Request) -> Answer:
     from visard import dist
     from visard.checkpoint import pointed
-    from visard.data.dataset import FaceDataset, open_dataset
     from visard.data.unaligned import unaligned_remark
     from visard.recipes.evaluation import validation
     from visard.training.checks import overfit_batch, profile
@@ -332,17 +355,7 @@ def _carry_out(request: Request) -> Answer:
         if dist.restarted():
             _require_own_run(recipe)
 
-    def opened(size: int, *, resize: bool = True) -> FaceDataset:
-        return open_dataset(
-            paths.data.source,
-            size=size,
-            resize=resize,
-            same_names=recipe.data.same_names,
-            tolerant=recipe.data.broken == "skip",
-            framing=recipe.data.framing.kind,
-            unlabelled=paths.data.unlabelled,
-        )
-
+    opened = functools.partial(open_data, paths.data)
     dataset = opened(recipe.data.size, resize=recipe.data.resize)
     if remark := unaligned_remark(dataset, recipe.data.source):
         _say_once(remark)
@@ -351,9 +364,9 @@ def _carry_out(request: Request) -> Answer:
         if not dist.is_main():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # rank 0 answers for all
         if request.overfit_batch:
-            return overfit_batch(recipe, dataset)
+            return overfit_batch(recipe, dataset, opened)
         if request.profile:
-            return profile(recipe, dataset)
+            return profile(recipe, dataset, opened)
         run = train(recipe, dataset, evaluate=validation(paths), resume=request.resume, at_size=opened)
         best, last = pointed(run, "best"), pointed(run, "last")
         value = {"run": str(run), "best": best, "last": last}

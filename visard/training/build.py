@@ -102,7 +102,7 @@ def build_parts(
             "(images in folders named after the people in them)"
         )
     # Before the seed: loading a network draws numbers, and a cache that is there already needs none.
-    teacher = open_teacher(recipe, dataset, device, at_size)
+    teacher = open_teacher(recipe, dataset, device, at_size, resume=resume)
     torch.manual_seed(recipe.run.seed)
     backbone = build(recipe.backbone)
     set_checkpointing(backbone, recipe.run.checkpointing)
@@ -189,9 +189,8 @@ def head_of(recipe: Recipe, classes: int, teacher: Teacher | None, device: torch
     sizes = f"the teacher's embeddings have {teacher_dim} dimensions, the student's {dim}"
     if config.projection == "pca" and teacher_dim <= dim:
         raise UserError(f"distill.projection pca takes off dimensions, but {sizes}; use none or learned")
-    compared = config.method in COMPARED or (config.method == "margin" and config.needs_teacher_centres)
-    if compared and config.projection == "none" and teacher_dim != dim:
-        raise UserError(f"{sizes}; give --distill.projection pca" + (" or learned" * (config.method in COMPARED)))
+    if config.method in COMPARED and config.projection == "none" and teacher_dim != dim:
+        raise UserError(f"{sizes}; give --distill.projection pca or learned")
     if config.centres.startswith("teacher") and config.projection != "pca" and teacher_dim != dim:
         raise UserError(f"distill.centres {config.centres}: {sizes}; use pca or new centres")
     return DistillHead(base, config, dim, teacher_dim, recipe.data.sampler.images_per_identity - 1)

@@ -1,6 +1,7 @@
 """Two short looks at a recipe before it is trained for long: does it learn one batch, and where does its time go?
 
-In: a recipe and a data set. Out: an `Answer`. Neither touches checkpoints or logs of the run.
+In: a recipe and a data set. Out: an `Answer`. Neither touches checkpoints or logs of the run, nor makes a teacher's
+cache.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from visard.training.build import Parts, build_parts, numerics
 from visard.training.loop import process_device
 from visard.training.schedule import peak_rate
 from visard.training.step import train_step
+from visard.training.teacher import AtSize, require_cache
 
 OVERFIT_STEPS = 200
 OVERFIT_TARGET = 0.1
@@ -32,13 +34,19 @@ PROFILE_WARMUP, PROFILE_STEPS = 3, 8
 RANGES = ("data", "forward", "backward", "optimizer")
 
 
-def overfit_batch(recipe: Recipe, dataset: FaceDataset) -> Answer:
+def overfit_batch(recipe: Recipe, dataset: FaceDataset, at_size: AtSize | None = None) -> Answer:
     """Trains on the first batch alone, at the constant peak rate, until the loss is a tenth of its first value.
 
+    Args:
+        recipe: all settings.
+        dataset: what would be trained on.
+        at_size: see `loop.train`.
+
     Raises:
-        UserError: that was not reached in 200 steps, so labels, learning rate or network are wrong.
+        UserError: that was not reached in 200 steps, so labels, learning rate or network are wrong; or a teacher's
+            embeddings would have to be written first.
     """
-    parts, batch = _first(recipe, dataset)
+    parts, batch = _first(recipe, dataset, at_size)
     lr = peak_rate(recipe.schedule, recipe.optim.lr, recipe.run.batch_global)
     first = loss = float("nan")
     with (
@@ -68,13 +76,21 @@ def overfit_batch(recipe: Recipe, dataset: FaceDataset) -> Answer:
     return Answer(value=value, text=f"learnt one batch by heart: {found} (a tenth was to be reached)")
 
 
-def profile(recipe: Recipe, dataset: FaceDataset) -> Answer:
+def profile(recipe: Recipe, dataset: FaceDataset, at_size: AtSize | None = None) -> Answer:
     """Times some steps after a warm-up, then the same under torch's profiler; the trace goes to RUN/profile/trace.json.
 
     The rate is of the plain steps; shares, table and trace are of the profiled ones. On CUDA the shares are those of
     the host, which queues work ahead of the device: read the table's device times there.
+
+    Args:
+        recipe: all settings.
+        dataset: what would be trained on.
+        at_size: see `loop.train`.
+
+    Raises:
+        UserError: a teacher's embeddings would have to be written first.
     """
-    parts, _ = _first(recipe, dataset)
+    parts, _ = _first(recipe, dataset, at_size)
     lr = peak_rate(recipe.schedule, recipe.optim.lr, recipe.run.batch_global)
     batches = _endless(parts)
     activities = [ProfilerActivity.CPU]
@@ -103,8 +119,9 @@ def profile(recipe: Recipe, dataset: FaceDataset) -> Answer:
     return Answer(value={"images_per_second": rate, "shares": shares, "trace": str(folder / "trace.json")}, text=text)
 
 
-def _first(recipe: Recipe, dataset: FaceDataset) -> tuple[Parts, Batch]:
-    parts = build_parts(recipe, dataset, process_device(recipe))
+def _first(recipe: Recipe, dataset: FaceDataset, at_size: AtSize | None) -> tuple[Parts, Batch]:
+    require_cache(recipe)
+    parts = build_parts(recipe, dataset, process_device(recipe), at_size=at_size)
     return parts, next(iter(parts.loader))
 
 

@@ -79,14 +79,18 @@ class FromCache:
         return {TEACHER: self.cache.rows(indices, flipped)}
 
 
-def open_teacher(recipe: Recipe, dataset: FaceDataset, device: torch.device, at_size: AtSize | None) -> Teacher | None:
+def open_teacher(
+    recipe: Recipe, dataset: FaceDataset, device: torch.device, at_size: AtSize | None, *, resume: bool = False
+) -> Teacher | None:
     """The teacher of a recipe; None if it needs none. Every process calls it.
 
     Args:
-        recipe: its `distill`; a cache of no name of its own is in `run.out`, and made here where it is not complete.
+        recipe: its `distill`; its `own_cache` is made here where it is not complete.
         dataset: what is trained on.
         device: of this process.
         at_size: opens the data set for a teacher of another crop size; None = cannot.
+        resume: centres and axes will be loaded from a checkpoint, and the teacher itself may be gone where its
+            embeddings are kept.
 
     Raises:
         UserError: a teacher or cache that does not fit the data set, or the settings.
@@ -98,27 +102,48 @@ def open_teacher(recipe: Recipe, dataset: FaceDataset, device: torch.device, at_
         raise UserError(f"distill.method {config.method} needs a teacher; give --distill.teacher MODEL")
     if config.embeddings == "beside":
         return _beside(recipe, dataset, device)
-    directory = Path(config.cache) if config.cache else recipe.run.out / CACHE
     model = Path(config.teacher) if config.teacher else None
+    directory = Path(config.cache) if config.cache else own_cache(recipe)
+    if directory is None:
+        assert model is not None
+        return None if resume else _for_centres_alone(model, dataset, device, at_size)
     notes: tuple[str, ...] = ()
     if not config.cache and not dist.broadcast_object(directory.exists()):
         assert model is not None
         notes = (_embed(model, dataset, device, directory, at_size),)
     cache = TeacherCache(directory, dataset)
     if model is not None:
-        _together(lambda: check_cache(cache, model, dataset, device, at_size))
+        _together(lambda: check_cache(cache, model, dataset, device, at_size, may_be_gone=resume))
     labels = np.asarray(dataset.labels)
     notes += (f"teacher: embeddings of {cache.dim} dimensions from {directory} (clean crops)",)
-    if cache.flip != "concat" and recipe.data.flip_probability > 0:
+    looked_at = config.needs_teacher_embeddings
+    if looked_at and cache.flip != "concat" and recipe.data.flip_probability > 0:
         notes += (f"{directory} has one view of each image (flip {cache.flip}), taken for mirrored crops too",)
     return Teacher(
         dim=cache.dim,
-        extras=FromCache(cache),
+        extras=FromCache(cache) if looked_at else None,
         fill=lambda batch: batch,
         class_sums=lambda classes: cache.class_sums(labels, classes),
         moment=lambda: cache.second_moment(len(dataset)),
         notes=notes,
     )
+
+
+def own_cache(recipe: Recipe) -> Path | None:
+    """Where a run keeps embeddings of its teacher that it makes itself; None = it needs none, or has them elsewhere."""
+    config = recipe.distill
+    wanted = config.needs_teacher_embeddings or (config.uses_teacher and config.projection == "pca")
+    return recipe.run.out / CACHE if wanted and config.embeddings == "cached" and not config.cache else None
+
+
+def require_cache(recipe: Recipe) -> None:
+    """Raises UserError where a run of the recipe would have to write its teacher's embeddings first."""
+    own = own_cache(recipe)
+    if own is not None and recipe.distill.teacher and not own.exists():
+        raise UserError(
+            f"{own}: the teacher's embeddings are not there yet, and this is no run that would write them; "
+            "`visard embed TEACHER DATA DIR --flip concat` and --distill.cache DIR, or --distill.embeddings beside"
+        )
 
 
 def start_distillation(
@@ -203,10 +228,20 @@ def _trained(config: DistillConfig, model: Path, dim: int, identities: Sequence[
 
 
 def check_cache(
-    cache: TeacherCache, model: Path, dataset: FaceDataset, device: torch.device, at_size: AtSize | None
+    cache: TeacherCache,
+    model: Path,
+    dataset: FaceDataset,
+    device: torch.device,
+    at_size: AtSize | None,
+    *,
+    may_be_gone: bool = False,
 ) -> None:
     """Raises UserError where the cache is of another model than `model`, or of other images than the data set's."""
     if not model.exists():
+        if not may_be_gone:
+            raise UserError(
+                f"{model}: no such teacher; leave distill.teacher out to take {cache.directory} without a check"
+            )
         say(f"{model} is not there: its embeddings in {cache.directory} are taken unchecked")
         return
     if cache.weights and cache.weights != hash_model(model):
@@ -214,7 +249,7 @@ def check_cache(
     embedder = load(model, str(device))
     images = _for(embedder.spec.input_size, dataset, at_size, model)
     probes = probes_of(len(images))
-    embedded = embedder(np.stack([images.image(int(i)) for i in probes]))
+    embedded = embedder.embed(np.stack([images.image(int(i)) for i in probes]), cache.flip)
     cache.check(embedded, probes, dataset.ids, str(model))
 
 
@@ -226,6 +261,21 @@ def _embed(model: Path, dataset: FaceDataset, device: torch.device, directory: P
         say(f"the teacher embeds {len(dataset):,} images, plain and mirrored, into {directory}")
     embed_to_directory(embedder, images, directory, "concat", 64, hash_model(model), "float16")
     return f"teacher: {model} embedded the data into {directory}"
+
+
+def _for_centres_alone(model: Path, dataset: FaceDataset, device: torch.device, at_size: AtSize | None) -> Teacher:
+    """A teacher that no step asks: its embeddings are made for class means only, if those are wanted, and not kept."""
+    embedder = load(model, str(device))
+
+    def sums(classes: range) -> Float32Array:
+        return class_sums(embedder, _for(embedder.spec.input_size, dataset, at_size, model), classes)
+
+    return Teacher(
+        dim=embedder.spec.embedding_dim,
+        fill=lambda batch: batch,
+        class_sums=sums,
+        notes=(f"teacher: {model}, for its class centres alone",),
+    )
 
 
 def _for(size: int, dataset: FaceDataset, at_size: AtSize | None, model: Path) -> FaceDataset:
@@ -255,7 +305,8 @@ def _beside(recipe: Recipe, dataset: FaceDataset, device: torch.device) -> Teach
             f"{path}: takes crops of {spec.input_size} px, the student {recipe.data.size} px; beside it must take the "
             "same: use distill.embeddings cached"
         )
-    size = -(-recipe.run.batch_global // dist.world_size())
+    # No more images at once than the student has, whose activations fit.
+    size = -(-recipe.run.batch_global // (dist.world_size() * recipe.run.micro_batches))
 
     def fill(batch: Batch) -> Batch:
         extras = dict(batch.extras)

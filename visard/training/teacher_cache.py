@@ -84,8 +84,7 @@ class TeacherCache:
 
         A directory with one view alone (flip none or sum) gives that for both.
         """
-        at = indices if self._rows is None else self._rows[indices]
-        found = np.asarray(self.vectors()[at], dtype=np.float32)
+        found = np.asarray(self.vectors()[self._places(indices)], dtype=np.float32)
         if self.flip != "concat":
             return found
         return np.where(flipped[:, None], found[:, self.dim :], found[:, : self.dim])
@@ -118,7 +117,7 @@ class TeacherCache:
         """Compares what the teacher gives now with what the cache has.
 
         Args:
-            embedded: (n, E) the teacher's embeddings of `probes`, plain view.
+            embedded: (n, E) or (n, 2 E) the teacher's embeddings of `probes`, of the views that the cache has.
             probes: (n,) rows of the data set.
             ids: the data set's.
             teacher: for the message.
@@ -126,11 +125,10 @@ class TeacherCache:
         Raises:
             UserError: they differ.
         """
-        kept = self.rows(probes, np.zeros(len(probes), np.bool_))
+        kept = np.asarray(self.vectors()[self._places(probes)], dtype=np.float32)
         if kept.shape != embedded.shape:
-            raise UserError(f"{self.directory}: holds {self.dim} dimensions, {teacher} gives {embedded.shape[1]}")
-        if self.flip == "sum":
-            return
+            given = embedded.shape[1] * self.dim // kept.shape[1]
+            raise UserError(f"{self.directory}: holds {self.dim} dimensions, {teacher} gives {given}")
         lengths = np.linalg.norm(kept, axis=1) * np.linalg.norm(embedded, axis=1)
         cos = (kept * embedded).sum(1) / lengths.clip(min=1e-12)
         worst = int(cos.argmin())
@@ -139,6 +137,10 @@ class TeacherCache:
                 f"{self.directory}: holds other embeddings than {teacher} gives now (image {ids[int(probes[worst])]}: "
                 f"cosine {cos[worst]:.3f}); the model or the images have changed: embed again"
             )
+
+    def _places(self, indices: Int64Array) -> Int64Array:
+        """Rows of vectors.npy."""
+        return indices if self._rows is None else self._rows[indices]
 
 
 def probes_of(images: int) -> Int64Array:
