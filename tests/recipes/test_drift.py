@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import cv2
@@ -92,6 +93,20 @@ def test_files_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         assert picture is not None
         assert picture.std() > 5
     assert sorted(path for path in Path("run").rglob("*")) == before
+
+
+def test_a_students_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A head that distils, images without labels among the data; the teacher's embeddings are not made for a look."""
+    monkeypatch.chdir(tmp_path)
+    assert main([*shlex.split(RUN), "--out", "teacher"]) == 0
+    student = "--out run --distill.method bigface --distill.teacher teacher --data.unlabelled rendered:3x4,first=900"
+    assert main([*shlex.split(RUN), *shlex.split(student)]) == 0
+    before = sorted(path for path in Path("run").rglob("*"))
+    assert main(shlex.split("drift run out --steps 4 --lr 0.05 --classes 2")) == 0
+    assert sorted(path for path in Path("run").rglob("*")) == before
+    shutil.rmtree("run/teacher")
+    assert main(shlex.split("drift run out --steps 4 --lr 0.05")) == 2
+    assert "run/teacher: the teacher's embeddings are not there yet" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ The run goes on training in memory for some steps; its directory is left as it i
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -16,10 +17,11 @@ from typing import Any
 
 import tyro
 
-from visard.config import Recipe, from_dict
+from visard.config import Recipe, from_dict, to_dict
 from visard.console import Answer, progress
 from visard.errors import UserError
-from visard.recipes.whereabouts import located
+from visard.recipes.train import open_data, recipe_of_run
+from visard.recipes.whereabouts import anchored, located
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +55,13 @@ class DriftConfig:
 def main(config: DriftConfig) -> Answer:
     """`visard drift`."""
     from visard import checkpoint, dist
-    from visard.data.dataset import open_dataset
     from visard.recipes import drift_figures
     from visard.training.build import build_parts, numerics
     from visard.training.drift import measure_drift
     from visard.training.logs import Meters
     from visard.training.loop import load_parts, process_device
     from visard.training.schedule import learning_rate, peak_rate
+    from visard.training.teacher import require_cache
 
     if dist.world_size() > 1 or os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("drift is measured by one process; start it without torchrun")
@@ -67,15 +69,11 @@ def main(config: DriftConfig) -> Answer:
     newest = checkpoint.latest(config.run)
     if newest is None:
         raise UserError(f"{config.run}: no checkpoint there; train it first")
-    dataset = open_dataset(
-        recipe.data.source,
-        size=recipe.data.size,
-        resize=recipe.data.resize,
-        same_names=recipe.data.same_names,
-        tolerant=recipe.data.broken == "skip",
-        framing=recipe.data.framing.kind,
-    )
-    parts = load_parts(build_parts(recipe, dataset, process_device(recipe), resume=True), newest, Meters())
+    require_cache(recipe)
+    opened = functools.partial(open_data, recipe.data)
+    dataset = opened(recipe.data.size, resize=recipe.data.resize)
+    fresh = build_parts(recipe, dataset, process_device(recipe), resume=True, at_size=opened)
+    parts = load_parts(fresh, newest, Meters())
     step, per_epoch = parts.state.step, len(parts.loader)
     peak = peak_rate(recipe.schedule, recipe.optim.lr, recipe.run.batch_global)
     lr = config.lr or learning_rate(max(step - 1, 0), recipe.schedule, peak=peak, steps_per_epoch=per_epoch)
@@ -111,21 +109,15 @@ def main(config: DriftConfig) -> Answer:
 
 def _recipe(config: DriftConfig) -> Recipe:
     """The run's recipe, with what the command line changes and paths from here."""
-    path = config.run / "recipe.json"
-    if not path.is_file():
-        raise UserError(f"{config.run}: no run there ({path.name} is missing)")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    recipe = from_dict(Recipe, values, where=str(path))
+    recipe = recipe_of_run(config.run)
     recipe = replace(recipe, run=replace(recipe.run, out=config.run))
     if config.data:
         recipe = replace(recipe, data=replace(recipe.data, source=config.data))
     if config.device:
-        run = from_dict(type(recipe.run), {**values["run"], "device": config.device}, where="--device")
+        run = from_dict(type(recipe.run), {**to_dict(recipe.run), "device": config.device}, where="--device")
         recipe = replace(recipe, run=replace(recipe.run, device=run.device))
-    return located(replace(recipe, run=replace(recipe.run, val=())))
+    recipe = replace(recipe, run=replace(recipe.run, val=()))
+    return located(anchored(recipe, data=bool(config.data), val=False))
 
 
 def _endless(loader: Any) -> Iterator[Any]:

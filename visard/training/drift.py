@@ -69,7 +69,7 @@ def measure_drift(parts: Parts, batches: Any, *, steps: int, lr: float, bar: Pro
         UserError: the head has no class centres, or several a class; or a step was not finite.
     """
     head = parts.state.head
-    weight = dict(head.named_parameters()).get("weight")
+    weight = head.class_centres()
     if weight is None or weight.ndim != 2:
         raise UserError(f"{parts.recipe.name}: drift needs a head with one centre a class")
     seen: list[tuple[Batch, Tensor]] = []
