@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -208,7 +209,7 @@ class _Loop:
         ids = [name for part in dist.all_gather_object(seen.ids) for name in part]
         if dist.is_main():
             content = {"step": seen.step, "ids": ids}
-            (run / "nonfinite_step.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            _write_json(run / "nonfinite_step.json", content)
         good = checkpoint.latest(run)
         where = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
         shown = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
@@ -294,8 +295,11 @@ def write_recipe(run: Path, recipe: Recipe) -> None:
     """Makes the run directory with its recipe.json, once everything that could be wrong with it has been tried."""
     if dist.is_main():
         (run / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        path = run / "recipe.json"
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(to_dict(recipe), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        _write_json(run / "recipe.json", to_dict(recipe))
     dist.barrier()
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
