@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 from collections import defaultdict
@@ -66,8 +67,9 @@ def measure(model: str, data: str, distractors: str, flip: str, fars: list[float
     for far, point in zip(fars, metrics.operating_points(genuine, impostor, fars), strict=True):
         if point is not None:
             values[f"tar@far={far:g}"] = point.tar
-    values["eer"] = metrics.equal_error_rate(genuine, impostor) or 0.0
-    values["auc"] = metrics.auc(genuine, impostor) or 0.0
+    for name, value in (("eer", metrics.equal_error_rate(genuine, impostor)), ("auc", metrics.auc(genuine, impostor))):
+        assert value is not None, f"{data}: no pair of one person, or none of two"
+        values[name] = value
     if distractors:
         values["rank-1"] = rank_one(unit, labels, unit_vectors(model, distractors, flip)[0])
     return values
@@ -82,6 +84,9 @@ def main() -> None:
     parser.add_argument("--distractors", default="", help="a set of other people")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    names = [Path(model).name for model in options.models]
+    if len(set(names)) < len(names):
+        parser.error(f"two models have the same name ({' '.join(names)}); a row would be written over")
     results: dict[str, dict[str, float]] = {}
     for model in options.models:
         results[Path(model).name] = measure(model, options.data, options.distractors, options.flip, options.fars)
@@ -99,7 +104,9 @@ def main() -> None:
             )
             print(f"{name:28s} {shown}  ({len(rows)} seeds)")
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        temporary = options.json.with_name(f".{options.json.name}.tmp")
+        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, options.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Time of a training step with each distillation method beside the plain student's, in one run.
+"""Time of forward and backward with each distillation method beside the plain student's, in one run.
 
 `python benchmarks/distill.py`: a narrow IResNet at 56 px, 64 images a step, 2,500 classes, random crops and a random
 teacher of the same shape; cached (embeddings handed in) and beside. Prints the median of each and its ratio to plain;
