@@ -23,14 +23,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
+import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["ANGLE_DEG", "AXIS_Z", "HEIGHT_MM", "KNOWN", "MODES", "Fit", "anchors", "fit", "place", "radius", "reshape"]
 
 Array = NDArray[np.float64]
+Row = tuple[float, float, float]
 
 AXIS_Z = -60.0
 """The map's axis is vertical through (0, AXIS_Z): between the ears."""
@@ -89,6 +91,7 @@ _SIZE = 6 + len(MODES)
 _PRIOR = np.array([0.0, _PITCH_RAD**-2, 0.0, 0.0, 0.0, 0.0] + [1.0] * len(MODES))
 _PRIOR_SQUARE = np.diag(_PRIOR)
 _LIMIT = np.array([0.4, 0.4, 0.4, 0.4, np.inf, np.inf] + [3.0] * len(MODES))
+_LEAST = -_LIMIT
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,11 @@ class Fit:
 
     def turn(self, *, roll: bool = True) -> Array:
         """(3, 3) rotation Rz(roll) Ry(yaw) Rx(pitch), to be applied to column vectors."""
-        return _turn(self.yaw, self.pitch, self.roll if roll else 0.0)
+        return self._turned if roll else _turn(self.yaw, self.pitch, 0.0)
+
+    @cached_property
+    def _turned(self) -> Array:
+        return _turn(self.yaw, self.pitch, self.roll)
 
 
 def anchors(points_K2: ArrayLike) -> Array:
@@ -178,10 +185,13 @@ def fit(points_K2: ArrayLike) -> Fit | None:
     # What the affine camera says of pitch is mostly the nose's length.
     state = np.zeros(_SIZE)
     state[:4] = yaw, 0.5 * min(max(pitch, -0.5), 0.5), roll, math.log(scale)
-    turned = tables.places.reshape(count, 3) @ _turn(yaw, pitch, roll).T
-    state[4:6] = mean - scale * (tables.average @ turned)[:2]
-    residual, turned, nearer, rotation = _residual(state, given, tables)
-    in_errors = weight * math.exp(-float(state[3]))
+    state[4:6] = mean - scale * (_turn(yaw, pitch, roll)[:2] @ tables.centre)
+    wanted = given.tolist()
+    residual = _residual(state, wanted, tables)
+    rotation = _turn(yaw, float(state[1]), roll)
+    turned = tables.places.reshape(count, 3) @ rotation.T
+    nearer = (scale * CAMERA_MM) / (CAMERA_MM - turned[:, 2])
+    in_errors = weight * (1 / scale)
     strength = nearer * in_errors
     # A turn about axis a moves a point p by a x p: Rz ey for yaw, Rz Ry ex for pitch, ez for roll.
     (ax, ay, az), cos_roll, sin_roll = rotation[:, 0].tolist(), math.cos(roll), math.sin(roll)
@@ -198,29 +208,39 @@ def fit(points_K2: ArrayLike) -> Fit | None:
     jacobian[:, 0, 4] = jacobian[:, 1, 5] = in_errors
     np.matmul(rotation[:2] * strength[:, None, None], tables.directions, out=jacobian[:, :, 6:])
     rows = jacobian.reshape(-1, _SIZE)
-    inverse = np.linalg.inv(rows.T @ rows + _PRIOR_SQUARE)
-    # The same matrix serves all steps: it changes little, and it is most of the work.
+    # OpenCV's, since numpy takes ten times as long to get to LAPACK. A matrix that is not positive gives 0, a bad fit.
+    inverse = cv2.invert(rows.T @ rows + _PRIOR_SQUARE, flags=cv2.DECOMP_CHOLESKY)[1]
+    # The same matrices serve all steps: they change little, and they are most of the work.
+    of_points, of_state = inverse @ (rows.T * np.repeat(in_errors, 2)), inverse * _PRIOR
     for _ in range(_STEPS):
-        change = inverse @ (rows.T @ (residual * in_errors[:, None]).ravel() - _PRIOR * state)
-        state += np.minimum(np.maximum(change, -_LIMIT), _LIMIT)
-        residual, *_ = _residual(state, given, tables)
+        change = of_points @ residual - of_state @ state
+        state += np.minimum(np.maximum(change, _LEAST), _LIMIT)
+        residual = _residual(state, wanted, tables)
     yaw, pitch, roll, log_scale = state[:4].tolist()
     scale = math.exp(log_scale)
-    inner = residual[:_INNER]
-    error = math.sqrt(float(np.vdot(inner, inner)) / len(inner)) / scale
+    inner = residual[: 2 * _INNER]
+    error = math.sqrt(sum(off * off for off in inner) / (len(inner) / 2)) / scale
     if not math.isfinite(error) or scale * 61.0 < SMALLEST_PX:
         return None
     return Fit(yaw, pitch, roll, scale, state[4:6].copy(), state[6:].copy(), error)
 
 
-def _residual(state: Array, given_A2: Array, tables: _Tables) -> tuple[Array, Array, Array, Array]:
-    """What the points are off (A, 2), pixels; the anchors turned (A, 3), mm; pixels a millimetre at each (A,); the
-    rotation."""
-    yaw, pitch, roll, log_scale = state[:4].tolist()
-    rotation = _turn(yaw, pitch, roll)
-    turned = (tables.places + state[6:] @ tables.modes).reshape(-1, 3) @ rotation.T
-    nearer = (math.exp(log_scale) * CAMERA_MM) / (CAMERA_MM - turned[:, 2])
-    return given_A2 - turned[:, :2] * nearer[:, None] - state[4:6], turned, nearer, rotation
+def _residual(state: Array, given: list[list[float]], tables: _Tables) -> list[float]:
+    """What the points are off, x and y of one after the other, pixels.
+
+    In numbers: of so few an array's operation takes longer than the arithmetic.
+    """
+    yaw, pitch, roll, log_scale, shift_x, shift_y, *_ = state.tolist()
+    ((a, b, c), (d, e, f), (g, h, i)) = _rows(yaw, pitch, roll)
+    strength = math.exp(log_scale) * CAMERA_MM
+    places = (tables.places + state[6:] @ tables.modes).tolist()
+    off = []
+    for k, (to_x, to_y) in enumerate(given):
+        x, y, z = places[3 * k : 3 * k + 3]
+        nearer = strength / (CAMERA_MM - g * x - h * y - i * z)
+        off.append(to_x - (a * x + b * y + c * z) * nearer - shift_x)
+        off.append(to_y - (d * x + e * y + f * z) * nearer - shift_y)
+    return off
 
 
 def place(points_N3: Array, fit: Fit) -> Array:
@@ -266,7 +286,8 @@ def radius() -> Array:
 @dataclass(frozen=True)
 class _Tables:
     """What a fit to A anchors needs: the places flat (3 A,), the modes flat (M, 3 A) and as (A, 3, M), the weights
-    (1 / mm), the pseudo-inverse of the affine camera (3, A), and the weights of a mean (A,)."""
+    (1 / mm), the pseudo-inverse of the affine camera (3, A), the weights of a mean (A,), and
+    the places' mean (3,)."""
 
     places: Array
     modes: Array
@@ -274,6 +295,7 @@ class _Tables:
     weight: Array
     inverse: Array
     average: Array
+    centre: Array
 
 
 @lru_cache(maxsize=2)
@@ -295,6 +317,7 @@ def _tables(count: int) -> _Tables:
         weight=1.0 / table[:, 3],
         inverse=inverse,
         average=np.full(count, 1 / count),
+        centre=places.mean(0),
     )
 
 
@@ -313,32 +336,34 @@ def _direction(mode: int, places_A3: Array) -> Array:
 
 def _pose_of(camera_32: Array) -> tuple[float, float, float, float] | None:
     """Yaw, pitch, roll and scale of the affine camera (transposed), or None if it has no two directions."""
-    r1, r2 = camera_32.T
-    a, b, c = float(r1 @ r1), float(r1 @ r2), float(r2 @ r2)
+    (x1, x2), (y1, y2), (z1, z2) = camera_32.tolist()
+    a, b, c = x1 * x1 + y1 * y1 + z1 * z1, x1 * x2 + y1 * y2 + z1 * z2, x2 * x2 + y2 * y2 + z2 * z2
     if not math.isfinite(a + c) or a * c - b * b < 1e-4 * (a + c) ** 2 or a + c < 1e-8:
         return None
     scale = math.sqrt((a + c) / 2)
     # The nearest orthonormal pair: multiply by the inverse root of the Gram matrix.
     root = math.sqrt(a * c - b * b)
     trace = math.sqrt(a + c + 2 * root)
-    p, q, r = (a + root) / trace, b / trace, (c + root) / trace
-    e1 = (r * r1 - q * r2) / root
-    e2 = (p * r2 - q * r1) / root
-    e3 = (e1[1] * e2[2] - e1[2] * e2[1], e1[2] * e2[0] - e1[0] * e2[2], e1[0] * e2[1] - e1[1] * e2[0])
-    yaw = math.asin(min(max(-float(e3[0]), -1.0), 1.0))
-    pitch = math.atan2(float(e3[1]), float(e3[2]))
-    return yaw, pitch, math.atan2(float(e2[0]), float(e1[0])), scale
+    p, q, r = (a + root) / trace / root, b / trace / root, (c + root) / trace / root
+    x1, y1, z1, x2, y2, z2 = (
+        r * x1 - q * x2, r * y1 - q * y2, r * z1 - q * z2, p * x2 - q * x1, p * y2 - q * y1, p * z2 - q * z1,
+    )  # fmt: skip
+    yaw = math.asin(min(max(z1 * y2 - y1 * z2, -1.0), 1.0))
+    pitch = math.atan2(z1 * x2 - x1 * z2, x1 * y2 - y1 * x2)
+    return yaw, pitch, math.atan2(x2, x1), scale
 
 
 def _turn(yaw: float, pitch: float, roll: float) -> Array:
+    return np.array(_rows(yaw, pitch, roll))
+
+
+def _rows(yaw: float, pitch: float, roll: float) -> tuple[Row, Row, Row]:
     cy, sy, cp, sp = math.cos(yaw), math.sin(yaw), math.cos(pitch), math.sin(pitch)
     cr, sr = math.cos(roll), math.sin(roll)
-    return np.array(
-        [
-            [cr * cy, cr * sy * sp - sr * cp, cr * sy * cp + sr * sp],
-            [sr * cy, sr * sy * sp + cr * cp, sr * sy * cp - cr * sp],
-            [-sy, cy * sp, cy * cp],
-        ]
+    return (
+        (cr * cy, cr * sy * sp - sr * cp, cr * sy * cp + sr * sp),
+        (sr * cy, sr * sy * sp + cr * cp, sr * sy * cp - cr * sp),
+        (-sy, cy * sp, cy * cp),
     )
 
 

@@ -65,12 +65,13 @@ def exposure_of(image: UInt8Array, places: Sequence[Sequence[float]]) -> Exposur
     luma = [0.299 * r + 0.587 * g + 0.114 * b for r, g, b in skin]
     first, second = luma[0] + luma[1] + 1.0, luma[2] + luma[3] + 1.0
     side = min(max(1.1 * (second - first) / (second + first), -0.5), 0.5)
-    red, green, blue = (sum(s[k] for s in skin) / len(skin) + 1.0 for k in range(3))
+    red, green, blue = [sum(channel) / len(skin) + 1.0 for channel in zip(*skin, strict=True)]
     # The brighter places: a moustache, a shadow or hair on one of them says nothing of the skin.
     bright = sorted(luma)[2:]
     face = sum(bright) / len(bright)
-    lumas = np.sort(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), axis=None)
-    high, low = float(lumas[-10]), float(lumas[10])
+    # 16 bit sort three times as fast as 8.
+    lumas = np.sort(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.uint16), axis=None)
+    low, high = int(lumas[10]), int(lumas[-10])
     strength = min(max(0.5 * math.sqrt(face / SKIN_LUMA) + 0.5 * high / 228.0, 0.22), 1.06)
     spread = (max(red, green, blue) - min(red, green, blue)) / max(red, green, blue)
     chroma = min(max((spread - 0.03) / 0.10, 0.0), 1.0)

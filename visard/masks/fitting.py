@@ -41,7 +41,8 @@ Float64Array = NDArray[np.float64]
 
 # Five points and their mean -> the rows of an affine camera: least squares, as in `functional.geometry.pose`.
 _CENTRED = POSE_MODEL - POSE_MODEL.mean(axis=0)
-_CAMERA_35 = np.linalg.pinv(_CENTRED)
+_CAMERA_53 = np.linalg.pinv(_CENTRED).T.tolist()
+_CENTRED_53 = _CENTRED.tolist()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +50,12 @@ class Fit:
     """A face's place.
 
     Args:
-        points: (5, 2) float64 pixels.
+        points: five of (x, y), pixels.
         yaw, pitch: radians, signs as in `functional.geometry.pose`.
         unit: pixels of half the distance between the eyes, seen frontally.
     """
 
-    points: Float64Array
+    points: list[tuple[float, float]]
     yaw: float
     pitch: float
     unit: float
@@ -82,12 +83,16 @@ def fit(points: Float32Array, size: int) -> Fit | Refusal:
         points: (K, 2) pixels.
         size: S, the crop's side in pixels.
     """
-    five = five_points(points)
-    if five is None:
+    found = five_points(points)
+    if found is None:
         return "points"
-    centre = five.mean(axis=0)
-    camera = _CAMERA_35 @ (five - centre)
-    (a, b), (c, d), (e, f) = camera.tolist()
+    # In numbers, not arrays: of so few an array's operation takes longer than the arithmetic.
+    five = [(x, y) for x, y in found.tolist()]
+    x, y = sum(px for px, _ in five) / 5, sum(py for _, py in five) / 5
+    moved = [(px - x, py - y) for px, py in five]
+    a = b = c = d = e = f = 0.0
+    for (p, q, r), (px, py) in zip(_CAMERA_53, moved, strict=True):
+        a, b, c, d, e, f = a + p * px, b + p * py, c + q * px, d + q * py, e + r * px, f + r * py
     # Scaled orthographic: both rows have length `unit`; the yaw changes x, the pitch y, so the longer is trusted more.
     across, down = math.sqrt(a * a + c * c + e * e), math.sqrt(b * b + d * d + f * f)
     unit = 0.5 * (across + down)
@@ -95,7 +100,6 @@ def fit(points: Float32Array, size: int) -> Fit | Refusal:
         return "points"
     if not SMALLEST < unit / size < LARGEST:
         return "outside"
-    x, y = centre.tolist()
     if not (-0.1 * size < x < 1.1 * size and -0.1 * size < y < 1.1 * size):
         return "outside"
     # The third row of the rotation is the cross product of the first two.
@@ -108,11 +112,10 @@ def fit(points: Float32Array, size: int) -> Fit | Refusal:
     pitch = math.atan2(backward_y, backward_z) + math.radians(PITCH_BIAS_DEG)
     if abs(yaw) > math.radians(LARGEST_YAW_DEG) or abs(pitch) > math.radians(LARGEST_PITCH_DEG):
         return "profile"
-    rest = five - centre - _CENTRED @ camera
-    if (
-        not 1 / LARGEST_STRETCH < across / down < LARGEST_STRETCH
-        or math.sqrt(float((rest * rest).sum()) / 5) > LARGEST_ERROR * unit
-    ):
+    off = 0.0
+    for (p, q, r), (px, py) in zip(_CENTRED_53, moved, strict=True):
+        off += (px - p * a - q * c - r * e) ** 2 + (py - p * b - q * d - r * f) ** 2
+    if not 1 / LARGEST_STRETCH < across / down < LARGEST_STRETCH or math.sqrt(off / 5) > LARGEST_ERROR * unit:
         return "unlike"
     return Fit(five, yaw, pitch, unit)
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from visard.functional import surface
 from visard.functional.geometry import POSE_MODEL
 from visard.masks.records import Kind, Wearing
+from visard.masks.texture import corners
 from visard.records import Float32Array
 
 __all__ = ["PITCHES_DEG", "TEXTURE", "YAWS_DEG", "View", "sheet", "view_of"]
@@ -78,10 +79,11 @@ class View:
 
 
 @lru_cache(maxsize=1200)
-def view_of(kind: Kind, wearing: Wearing, yaw: int, pitch: int, scale: int) -> View:
+def view_of(kind: Kind, wearing: Wearing, yaw: int, pitch: int, scale: int, rounded: bool = True) -> View:
     """One view.
 
     Args:
+        rounded: whether what lies beyond the texture's rounded corners covers nothing.
         yaw, pitch: index into `YAWS_DEG` and `PITCHES_DEG`.
         scale: 1 for crops up to 112 px, 2 up to 224, ...
     """
@@ -106,6 +108,12 @@ def view_of(kind: Kind, wearing: Wearing, yaw: int, pitch: int, scale: int) -> V
     planes = surface.corner_planes(surface.cell_triangles(cells), torch.from_numpy(values.reshape(-1, 4)).float())
     drawn = surface.interpolate(raster, planes, torch.zeros(4, rows * many, columns * many))[0].numpy()
     maps = _continued(cv2.resize(drawn, (columns, rows), interpolation=cv2.INTER_AREA), 3 * scale)
+    alpha = corners(kind, TEXTURE[0] * scale, TEXTURE[1] * scale) if rounded else None
+    if alpha is not None:
+        places = np.ascontiguousarray(maps[..., :2])
+        maps[..., 2] *= cv2.remap(
+            alpha.astype(np.float32) / 255, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
 
     def flat(places: Float64Array) -> Float64Array:
         return np.asarray((places @ turn.T)[:, :2] * unit - corner - 0.5)

@@ -2,10 +2,12 @@
 
 In: a `Look` and a size in pixels. Out: RGBA of the outer side, from the mask's left edge to its right one (as the
 viewer of the worn mask sees them) and from its upper edge to its lower one; the alpha is 255 but for rounded corners.
+Or the same as `Layers`: what is one colour is shaped, lit and moved to the crop as one plane, and coloured there.
 
 A texture is put together from planes that are drawn once and kept: pleats and seams (of a kind), creases (64 of them),
 patterns (some hundreds), parts with a colour of their own (valves, filters, prints). Colours and depths are the look's
-own and are never rounded, so that there are as many textures as looks: `texture` costs about 50 us at 96 x 128.
+own and are never rounded, so that there are as many textures as looks: `texture` costs about 50 us at 96 x 128,
+`layers` 8.
 
 H, W texture height and width in pixels; shade planes are int around 128 = unchanged.
 """
@@ -13,7 +15,9 @@ H, W texture height and width in pixels; shade planes are int around 128 = uncha
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,7 +27,7 @@ from visard.masks.motifs import FOLDS, PATTERNS, noise
 from visard.masks.records import Kind, Look
 from visard.records import UInt8Array
 
-__all__ = ["CREASES", "texture"]
+__all__ = ["CREASES", "Layers", "Move", "corners", "dyed", "layers", "texture"]
 
 CREASES = 64
 """Different planes of creases; `Look.wrinkle_seed` is taken modulo this, its next bit mirrors them."""
@@ -42,8 +46,48 @@ OVERSAMPLED = 3
 FloatArray = NDArray[np.float32]
 RGB = tuple[int, int, int]
 
+Move = Callable[[UInt8Array], UInt8Array]
+"""(H, W) or (H, W, 4) planes -> (h, w) or (h, w, 4), at the places where they are seen."""
 
-_LEVELS = np.arange(256, dtype=np.float32)[:, None]
+
+class Layers(NamedTuple):
+    """A mask laid flat, before it has its colour.
+
+    Args:
+        shade: (H, W) uint8 brightness of folds, creases and slope, 128 = unchanged.
+        pattern: (H, W) uint8 from the look's colour to a second one; None: there is only one.
+        parts: what lies on it, one over the other, not shaded: (H, W, 4) uint8 colour times weight, 255 - weight.
+    """
+
+    shade: UInt8Array
+    pattern: UInt8Array | None
+    parts: list[UInt8Array]
+
+
+def layers(look: Look, height: int, width: int, side: float = 0.0, *, mirrored: bool = False) -> Layers:
+    """The planes that `texture` is made of. They are shared: not to be written to.
+
+    Args:
+        look: kind, pattern, folds, creases, print; and whether the base colour is dark, for prints and patterns.
+        height, width: H, W, pixels.
+        side: how much brighter it becomes from the left to the right, -0.5..0.5; 0 = evenly lit.
+        mirrored: right and left change places, but for the slope.
+    """
+    creases = look.wrinkle_seed % (2 * CREASES)
+    shade = cv2.addWeighted(
+        _folds(look.kind, look.pattern_seed % 4, height, width, mirrored),
+        look.folds,
+        _creases((creases + CREASES) % (2 * CREASES) if mirrored else creases, look.kind in _STIFF, height, width),
+        look.wrinkles,
+        128 - 128 * (look.folds + look.wrinkles),
+    )
+    if side:
+        shade = cv2.addWeighted(shade, 1.0, _slope(height, width), side, -128 * side)
+    return Layers(
+        shade,  # type: ignore[arg-type]
+        _pattern_of(look, height, width, mirrored),
+        _parts(look, height, width, mirrored),
+    )
 
 
 def texture(look: Look, height: int, width: int, side: float = 0.0) -> UInt8Array:
@@ -57,33 +101,49 @@ def texture(look: Look, height: int, width: int, side: float = 0.0) -> UInt8Arra
     Returns:
         (H, W, 4) uint8 RGBA, not multiplied by alpha. A new array.
     """
-    shade = cv2.addWeighted(
-        _folds(look.kind, look.pattern_seed % 4, height, width),
-        look.folds,
-        _creases(look.wrinkle_seed % (2 * CREASES), look.kind in _STIFF, height, width),
-        look.wrinkles,
-        128 - 128 * (look.folds + look.wrinkles),
-    )
-    if side:
-        shade = cv2.addWeighted(shade, 1.0, _slope(height, width), side, -128 * side)
-    pattern = _pattern_of(look, height, width)
-    if pattern is None:
-        colour = cv2.applyColorMap(shade, _lit(look.colour))
-    else:
-        colour = cv2.applyColorMap(pattern, _ramp(look.colour, _second(look)))
-        colour = cv2.multiply(colour, cv2.cvtColor(shade, cv2.COLOR_GRAY2RGB), scale=1 / 128)
-    for part, rest in _parts(look, height, width):
-        colour = cv2.add(cv2.multiply(colour, rest, scale=1 / 255), part)
+    shade, pattern, parts = layers(look, height, width, side)
+    colour = _coloured(look, shade, pattern)
+    for part in parts:
+        colour = _with(colour, part)
     result = cv2.cvtColor(colour, cv2.COLOR_RGB2RGBA)
-    if _CORNER[look.kind]:
-        cv2.insertChannel(_corners(look.kind, height, width), result, 3)
+    opaque = corners(look.kind, height, width)
+    if opaque is not None:
+        cv2.insertChannel(opaque, result, 3)
     return result
 
 
-def _lit(colour: RGB) -> UInt8Array:
-    """(256, 1, 3) from a shade to the colour under it."""
-    lit = _LEVELS * (np.array(colour, np.float32) / 128) + 0.5
-    return np.minimum(lit, 255).astype(np.uint8)[:, None]
+def dyed(look: Look, height: int, width: int, side: float, move: Move, *, mirrored: bool = False) -> UInt8Array:
+    """The mask's pixels (h, w, 3) in a crop.
+
+    Equals, but for rounding, the colours of `move(texture(...))`. What is one colour is moved as one plane and coloured
+    there, where it has a third of the pixels.
+
+    Args:
+        look, height, width, side, mirrored: as `layers` has them.
+        move: to the crop.
+    """
+    shade, pattern, parts = layers(look, height, width, side, mirrored=mirrored)
+    colour = _coloured(look, move(shade), None if pattern is None else move(pattern))
+    for part in parts:
+        colour = _with(colour, move(part))
+    return colour
+
+
+def _coloured(look: Look, shade: UInt8Array, pattern: UInt8Array | None) -> UInt8Array:
+    """(h, w, 3) of shade and pattern."""
+    if pattern is None:
+        dye = [(c / 128, 0.0) for c in look.colour]
+        return cv2.applyColorMap(shade, cv2.transform(_LEVELS, np.array(dye)))  # type: ignore[return-value]
+    dye = [((b - a) / 255, float(a)) for a, b in zip(look.colour, _second(look), strict=True)]
+    colour = cv2.applyColorMap(pattern, cv2.transform(_LEVELS, np.array(dye)))
+    return cv2.multiply(colour, cv2.cvtColor(shade, cv2.COLOR_GRAY2RGB), scale=1 / 128)  # type: ignore[return-value]
+
+
+def _with(colour: UInt8Array, part: UInt8Array) -> UInt8Array:
+    """A part of `Layers` over the colour."""
+    rest = cv2.cvtColor(cv2.extractChannel(part, 3), cv2.COLOR_GRAY2RGB)
+    over = cv2.multiply(colour, rest, scale=1 / 255)
+    return cv2.add(over, cv2.cvtColor(part, cv2.COLOR_RGBA2RGB))  # type: ignore[return-value]
 
 
 def _second(look: Look) -> RGB:
@@ -95,11 +155,7 @@ def _second(look: Look) -> RGB:
     return r, g, b
 
 
-def _ramp(first: RGB, second: RGB) -> UInt8Array:
-    """(256, 1, 3) from one colour to the other."""
-    along = np.arange(256, dtype=np.float32)[:, None, None] / 255
-    a, b = np.array(first, np.float32), np.array(second, np.float32)
-    return (a + (b - a) * along + 0.5).astype(np.uint8)
+_LEVELS = np.arange(256, dtype=np.uint8)[:, None]
 
 
 # --- pleats, seams and folds of each kind -------------------------------------------------------------------------
@@ -108,8 +164,10 @@ _STIFF: frozenset[Kind] = frozenset({"n95", "respirator"})
 
 
 @lru_cache(maxsize=256)
-def _folds(kind: Kind, variant: int, height: int, width: int) -> UInt8Array:
+def _folds(kind: Kind, variant: int, height: int, width: int, mirrored: bool) -> UInt8Array:
     """(H, W) shade of a kind's pleats and seams at full depth."""
+    if mirrored:
+        return _turned(_folds(kind, variant, height, width, False))
     u, v = _grid(height, width)
     shade = FOLDS[kind](u, v, variant)
     shade += 0.018 * noise(u.shape, 7 + variant, 1.2)  # fibres
@@ -123,7 +181,7 @@ def _folds(kind: Kind, variant: int, height: int, width: int) -> UInt8Array:
 def _creases(seed: int, stiff: bool, height: int, width: int) -> UInt8Array:
     """(H, W) shade of creases and bulges at full depth; those of stiff kinds are faint."""
     if seed >= CREASES:
-        return np.ascontiguousarray(_creases(seed - CREASES, stiff, height, width)[:, ::-1])
+        return _turned(_creases(seed - CREASES, stiff, height, width))
     random = np.random.default_rng(10_000 + seed)
     u, v = _grid(height, width)
     shade = 0.09 * noise(u.shape, 100 + seed, u.shape[1] / 9) + 0.05 * noise(u.shape, 300 + seed, u.shape[1] / 22)
@@ -142,7 +200,7 @@ def _creases(seed: int, stiff: bool, height: int, width: int) -> UInt8Array:
 # --- patterns -----------------------------------------------------------------------------------------------------
 
 
-def _pattern_of(look: Look, height: int, width: int) -> UInt8Array | None:
+def _pattern_of(look: Look, height: int, width: int, mirrored: bool) -> UInt8Array | None:
     """(H, W) uint8 from the base colour to the second one, None for a plain mask."""
     if look.pattern == 0 or look.kind in _STIFF:
         return None
@@ -150,11 +208,13 @@ def _pattern_of(look: Look, height: int, width: int) -> UInt8Array | None:
         number = (NAMES.index("paisley"), NAMES.index("dots"))[look.pattern % 2]
     else:
         number = look.pattern % len(NAMES)
-    return _pattern(number, look.pattern_seed % PATTERN_DRAWS, height, width)
+    return _pattern(number, look.pattern_seed % PATTERN_DRAWS, height, width, mirrored)
 
 
 @lru_cache(maxsize=512)
-def _pattern(number: int, draw: int, height: int, width: int) -> UInt8Array:
+def _pattern(number: int, draw: int, height: int, width: int, mirrored: bool) -> UInt8Array:
+    if mirrored:
+        return _turned(_pattern(number, draw, height, width, False))
     random = np.random.default_rng(20_000 + PATTERN_DRAWS * number + draw)
     u, v = _grid(height, width)
     plane = DRAWN[number](u * 1.6, v, random)  # about as wide as high in centimetres
@@ -164,23 +224,23 @@ def _pattern(number: int, draw: int, height: int, width: int) -> UInt8Array:
 # --- parts with a colour of their own -----------------------------------------------------------------------------
 
 
-Part = tuple[UInt8Array, UInt8Array]
-"""What lies on a mask: (H, W, 3) its colour times its weight, and 255 minus the weight in all three channels."""
-
-
-def _parts(look: Look, height: int, width: int) -> list[Part]:
+def _parts(look: Look, height: int, width: int, mirrored: bool) -> list[UInt8Array]:
+    """`Layers.parts`."""
     parts = []
-    fitted = _fitted(look.kind, look.pattern_seed % 8, height, width)
+    fitted = _fitted(look.kind, look.pattern_seed % 8, height, width, mirrored)
     if fitted is not None:
         parts.append(fitted)
     if look.logo_seed is not None:
-        parts.append(_print(look.logo_seed % PRINTS, sum(look.colour) < 330, height, width))
+        parts.append(_print(look.logo_seed % PRINTS, sum(look.colour) < 330, height, width, mirrored))
     return parts
 
 
 @lru_cache(maxsize=128)
-def _fitted(kind: Kind, variant: int, height: int, width: int) -> Part | None:
+def _fitted(kind: Kind, variant: int, height: int, width: int, mirrored: bool) -> UInt8Array | None:
     """Nose clips, valves and filters."""
+    if mirrored:
+        fitted = _fitted(kind, variant, height, width, False)
+        return None if fitted is None else _turned(fitted)
     canvas = _Canvas(height, width)
     if kind == "n95":
         canvas.box(0.5, 0.07, 0.11, 0.022, (168, 170, 172), 1.0)
@@ -210,8 +270,10 @@ def _fitted(kind: Kind, variant: int, height: int, width: int) -> Part | None:
 
 
 @lru_cache(maxsize=256)
-def _print(seed: int, dark: bool, height: int, width: int) -> Part:
+def _print(seed: int, dark: bool, height: int, width: int, mirrored: bool) -> UInt8Array:
     """A made-up sign, or some lines that look like words."""
+    if mirrored:
+        return _turned(_print(seed, dark, height, width, False))
     random = np.random.default_rng(30_000 + seed)
     canvas = _Canvas(height, width)
     tint = random.integers(0, 255, 3)
@@ -285,15 +347,16 @@ class _Canvas:
                 self.box(at, y + 0.55 * line * size, wide / 2, 0.17 * size, colour, weight)
                 at += wide + size * random.uniform(0.07, 0.16)
 
-    def part(self) -> Part | None:
+    def part(self) -> UInt8Array | None:
         """What was drawn, at the texture's own size; None if nothing was."""
         if not self._weight.any():
             return None
         size = (self._width, self._height)
         weight = cv2.resize(self._weight, size, interpolation=cv2.INTER_AREA)
         colour = cv2.resize(self._colour * self._weight[..., None], size, interpolation=cv2.INTER_AREA)
-        rest = np.rint(255 * (1 - weight)).astype(np.uint8)
-        return np.rint(colour.clip(0, 255)).astype(np.uint8), cv2.cvtColor(rest, cv2.COLOR_GRAY2RGB)
+        part: UInt8Array = np.rint(np.dstack([colour.clip(0, 255), 255 * (1 - weight)])).astype(np.uint8)
+        part.flags.writeable = False
+        return part
 
     def _put(self, area: NDArray[np.bool_], colour: tuple[int, ...], weight: float) -> None:
         self._colour[area] = (1 - weight) * self._colour[area] + weight * np.array(colour, np.float32)
@@ -307,11 +370,11 @@ _CORNER = {"surgical": 0.03, "cloth": 0.10, "kn95": 0.08, "n95": 0.0, "bandana":
 
 
 @lru_cache(maxsize=32)
-def _corners(kind: Kind, height: int, width: int) -> UInt8Array:
-    """(H, W) alpha: 255 but beyond the rounded corners."""
+def corners(kind: Kind, height: int, width: int) -> UInt8Array | None:
+    """(H, W) alpha: 255 but beyond the rounded corners; None of a kind without."""
     radius = _CORNER[kind]
     if not radius:
-        return np.full((height, width), 255, np.uint8)
+        return None
     u, v = _grid(height, width)
     x, y = np.minimum(u, 1 - u) * 1.6, np.minimum(v, 1 - v)
     outside = np.hypot((radius - x).clip(0), (radius - y).clip(0)) > radius
@@ -332,6 +395,13 @@ def _grid(height: int, width: int) -> tuple[FloatArray, FloatArray]:
     rows, columns = height * OVERSAMPLED, width * OVERSAMPLED
     u, v = np.meshgrid((np.arange(columns) + 0.5) / columns, (np.arange(rows) + 0.5) / rows)
     return u.astype(np.float32), v.astype(np.float32)
+
+
+def _turned(plane: UInt8Array) -> UInt8Array:
+    """The mirror image."""
+    turned: UInt8Array = np.ascontiguousarray(plane[:, ::-1])
+    turned.flags.writeable = False
+    return turned
 
 
 def _averaged(plane: FloatArray, height: int, width: int) -> UInt8Array:

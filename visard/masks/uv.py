@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from visard.functional.face_surface import CAMERA_MM, KNOWN, Fit, anchors, fit
 from visard.masks.light import Light, read_light, shade
 from visard.masks.records import Look, Masked, Refusal
-from visard.masks.texture import texture
+from visard.masks.texture import corners, dyed
 from visard.masks.worn import COLUMNS, LOOP_POINTS, ROWS, Worn, put_on
 from visard.records import UInt8Array
 
@@ -49,7 +49,7 @@ EYE_MARGIN_MM = 9.0
 MAX_SHAPE = 4.0
 """Standard deviations."""
 MARGIN_PX = 6
-_MOUTH = np.array([0.0, 71.0, 10.0])
+_MOUTH = (0.0, 71.0, 10.0)
 _FAR = 1e4
 
 
@@ -94,7 +94,10 @@ def place_refused(found: Fit | None, size: int) -> Refusal | None:
     if found.error_mm > MAX_ERROR_MM or float(np.abs(found.shape).max()) > MAX_SHAPE:
         return "unlike"
     # The mouth's middle must be in the crop, and the face neither a speck nor larger than the crop.
-    x, y = (found.scale * (found.turn() @ _MOUTH)[:2] + found.shift).tolist()
+    (a, b, c), (d, e, f), _ = found.turn().tolist()
+    shift_x, shift_y = found.shift.tolist()
+    x = found.scale * (a * _MOUTH[0] + b * _MOUTH[1] + c * _MOUTH[2]) + shift_x
+    y = found.scale * (d * _MOUTH[0] + e * _MOUTH[1] + f * _MOUTH[2]) + shift_y
     eyes_px = 61.0 * found.scale
     if not (0 <= x < size and 0 <= y < size) or not 0.1 * size < eyes_px < 0.75 * size:
         return "outside"
@@ -109,27 +112,30 @@ class _Seen:
         left, top: pixels, of the part that is drawn on.
         planes: four of (H, W) float32: column (0..1) and row (0..1) on the mask, pixels from the mask's outline
             (negative inside), brightness.
-        loops: lines (L, 2) of pixels.
+        loops: (N L, 2) pixels, the lines one after the other.
+        shown: N, how many points of each line are seen.
     """
 
     left: int
     top: int
     planes: Sequence[FloatArray]
-    loops: list[Array]
+    loops: Array
+    shown: list[int]
 
 
 def _look_at(mask: Worn, found: Fit, light: Light, eyes_22: Array, size: int) -> _Seen | None:
     """Where each pixel lies on the mask; None if the mask is outside of the crop."""
-    points = (mask.points + (found.shape @ mask.modes).reshape(-1, 3)) @ found.turn(roll=False).T
-    flat = points[:, :2] * ((found.scale * CAMERA_MM) / (CAMERA_MM - points[:, 2:]))
-    x_VU, y_VU = flat[: ROWS * COLUMNS].T.reshape(2, ROWS, COLUMNS)
-    loops = flat[ROWS * COLUMNS : ROWS * COLUMNS + mask.loops * LOOP_POINTS].reshape(mask.loops, LOOP_POINTS, 2)
-    rim = flat[ROWS * COLUMNS + mask.loops * LOOP_POINTS :]
+    turned_3P = found.turn(roll=False) @ (mask.points + (found.shape @ mask.modes).reshape(-1, 3)).T
+    flat_2P = turned_3P[:2]
+    flat_2P *= (found.scale * CAMERA_MM) / (CAMERA_MM - turned_3P[2])
+    x_VU, y_VU = flat_2P[:, : ROWS * COLUMNS].reshape(2, ROWS, COLUMNS)
+    loops_2NL = flat_2P[:, ROWS * COLUMNS : ROWS * COLUMNS + mask.loops * LOOP_POINTS]
+    rim = flat_2P[:, ROWS * COLUMNS + mask.loops * LOOP_POINTS :].T
 
     # The part of the crop that the mask's box covers, in pixels; the box is upright to the face.
     margin = MARGIN_PX * size / 112
-    least, most = np.minimum.reduce(flat[: ROWS * COLUMNS]).tolist(), np.maximum.reduce(flat[: ROWS * COLUMNS]).tolist()
-    first_x, first_y, last_x, last_y = least[0] - margin, least[1] - margin, most[0] + margin, most[1] + margin
+    (least_x, most_x, *_), (least_y, most_y, *_) = cv2.minMaxLoc(x_VU), cv2.minMaxLoc(y_VU)
+    first_x, first_y, last_x, last_y = least_x - margin, least_y - margin, most_x + margin, most_y + margin
     cos, sin = math.cos(found.roll), math.sin(found.roll)
     shift_x, shift_y = found.shift.tolist()
     half_x, half_y = (last_x - first_x) / 2, (last_y - first_y) / 2
@@ -149,8 +155,13 @@ def _look_at(mask: Worn, found: Fit, light: Light, eyes_22: Array, size: int) ->
     lattice_x = np.arange(first_x, last_x + step, step)
     lattice_y = np.arange(first_y, last_y + step, step)
     # The points say where the eyes are, the fitted face only about.
-    (ax, ay), (bx, by) = ((eyes_22 - found.shift) @ np.array([[cos, -sin], [sin, cos]])).tolist()
-    eyes_X = np.interp(lattice_x, (ax, max(bx, ax + 1.0)), (ay, by)) + EYE_MARGIN_MM * found.scale
+    (ax, ay), (bx, by) = [
+        (cos * (x - shift_x) + sin * (y - shift_y), cos * (y - shift_y) - sin * (x - shift_x))
+        for x, y in eyes_22.tolist()
+    ]
+    rise = (by - ay) / max(bx - ax, 1.0)
+    eyes_X = np.minimum(np.maximum(lattice_x, ax), max(bx, ax + 1.0))
+    eyes_X = eyes_X * rise + (ay - ax * rise + EYE_MARGIN_MM * found.scale)
     lattice = _unfold(x_VU, y_VU, lattice_x, lattice_y, found.yaw, eyes_X, rim)
     levels = shade(light.terms, mask.normals).reshape(ROWS, COLUMNS)
     cv2.remap(levels, lattice[0], lattice[1], cv2.INTER_LINEAR, dst=lattice[3], borderMode=cv2.BORDER_REPLICATE)
@@ -171,8 +182,8 @@ def _look_at(mask: Worn, found: Fit, light: Light, eyes_22: Array, size: int) ->
             borderMode=cv2.BORDER_REPLICATE,
         )
     )
-    turn = np.array([[cos, sin], [-sin, cos]])
-    return _Seen(left, top, planes, [line @ turn + found.shift for line in _seen_loops(loops)])  # type: ignore[arg-type]
+    lines = loops_2NL.T @ np.array([[cos, sin], [-sin, cos]]) + found.shift
+    return _Seen(left, top, planes, lines, _seen_loops(loops_2NL[0].reshape(mask.loops, LOOP_POINTS)))  # type: ignore[arg-type]
 
 
 def _unfold(
@@ -211,7 +222,7 @@ def _unfold(
     down = np.maximum.accumulate(found.imag, axis=1)
     knots = (_bordered(down + _RAMP_V, 2000.0) + offsets).ravel()
     queries = (lattice_y + offsets).ravel()
-    v = np.interp(queries, knots, np.concatenate([_ROW_NUMBERS] * wide)).reshape(wide, tall)
+    v = np.interp(queries, knots, _row_numbers(wide)).reshape(wide, tall)
     both = np.interp(queries, knots, _bordered(found.real + 1j * beside_XV).ravel()).reshape(wide, tall)
     u, outside = both.real, both.imag
     upper = np.maximum(found.imag[:, 0], eyes_X)
@@ -233,6 +244,11 @@ _EVERY_ROW = np.arange(ROWS)
 _ROW_OFFSETS = _FAR * np.arange(ROWS)[:, None]
 
 
+@lru_cache(maxsize=64)
+def _row_numbers(times: int) -> Array:
+    return np.concatenate([_ROW_NUMBERS] * times)
+
+
 def _bordered(values: NDArray[Any], beyond: float = 0.0) -> NDArray[Any]:
     """Rows with their first value, less `beyond`, before them, and their last one, more by it, after them."""
     out = np.empty((values.shape[0], values.shape[1] + 2), values.dtype)
@@ -242,16 +258,17 @@ def _bordered(values: NDArray[Any], beyond: float = 0.0) -> NDArray[Any]:
     return out
 
 
-def _seen_loops(loops_NL2: Array) -> list[Array]:
-    """What is seen of the loops (upright frame): each goes behind the outline as soon as it turns back to the
+def _seen_loops(x_NL: Array) -> list[int]:
+    """How many points of each loop are seen (upright frame): it goes behind the outline as soon as it turns back to the
     middle."""
-    count = len(loops_NL2)
+    count = len(x_NL)
     if not count:
         return []
-    away = np.diff(loops_NL2[..., 0], axis=1)
-    away[: count // 2] *= -1
-    shown = np.logical_and.accumulate(away > 0, axis=1).sum(1).tolist()
-    return [line[: n + 1] for line, n in zip(loops_NL2, shown, strict=True) if n > 0]
+    away = x_NL[:, 1:] > x_NL[:, :-1]
+    left = x_NL[: count // 2]
+    np.less(left[:, 1:], left[:, :-1], out=away[: count // 2])
+    # Up to the first that does not: the number of leading ones.
+    return [line.index(0) + 1 if 0 in line else len(line) + 1 for line in map(bytes, away)]
 
 
 def _draw(image: UInt8Array, seen: _Seen, light: Light, look: Look) -> Masked:
@@ -264,25 +281,27 @@ def _draw(image: UInt8Array, seen: _Seen, light: Light, look: Look) -> Masked:
 
     across = max(32, round(1.1 * size))
     down = round(0.7 * across)
-    cloth: NDArray[Any] = texture(look, down, across)
     u *= (across - 1) / (COLUMNS - 1)
     v *= (down - 1) / (ROWS - 1)
-    cloth = cv2.remap(cloth, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+    def move(planes: UInt8Array) -> UInt8Array:
+        return cv2.remap(planes, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[return-value]
+
+    cloth, opaque = dyed(look, down, across, 0.0, move), corners(look.kind, down, across)
+    if opaque is not None:
+        opaque = move(opaque)
     if light.blur_px * unit > 0.3:
-        cloth = cv2.GaussianBlur(cloth, (5, 5), light.blur_px * unit)
-    planes = np.empty((4, height, width), np.uint8)
-    cv2.split(cloth, list(planes))
-    colours, opaque = planes[:3], planes[3]
-    if light.colourful < 1.0:
-        grey = cv2.cvtColor(cloth, cv2.COLOR_RGBA2GRAY)
-        for plane in colours:
-            cv2.addWeighted(plane, light.colourful, grey, 1.0 - light.colourful, 0.0, dst=plane)
+        cloth = cv2.GaussianBlur(cloth, (5, 5), light.blur_px * unit)  # type: ignore[assignment]
+        if opaque is not None:
+            opaque = cv2.GaussianBlur(opaque, (5, 5), light.blur_px * unit)  # type: ignore[assignment]
+    cloth = cv2.transform(cloth, _tint(light))  # type: ignore[assignment]
     # The outline is as soft as the picture.
     alpha = outside * (-1.0 / (1.3 + 1.2 * light.blur_px * unit))
     alpha += 0.5
     np.minimum(np.maximum(alpha, 0.0, out=alpha), 1.0, out=alpha)
-    alpha *= opaque
-    alpha *= 1 / 255
+    if opaque is not None:
+        alpha *= opaque
+        alpha *= 1 / 255
     # Next to the outline the mask's edge is folded over and turns away from the light, and little light gets to the
     # skin beside it.
     near = np.abs(outside, out=outside)
@@ -292,58 +311,80 @@ def _draw(image: UInt8Array, seen: _Seen, light: Light, look: Look) -> Masked:
     near *= near
 
     result = image.copy()
-    if seen.loops:
-        _draw_loops(result, seen.loops, look, light, size)
-    below = np.empty((3, height, width), np.uint8)
-    cv2.split(result[part], list(below))
+    if seen.shown:
+        _draw_loops(result, seen.loops, seen.shown, look, light, size)
     lit *= 1.0 - 0.2 * near
-    levels = colours * (light.gain.astype(np.float32) / 255)[:, None, None]
-    levels *= lit
+    cloth = cv2.multiply(cloth, _three(lit, 128.0), scale=1 / 128)  # type: ignore[assignment]
     if light.grain > 0.1:
-        levels += _grain(look.wrinkle_seed, height, width, light.grain)
-        np.maximum(levels, 0.0, out=levels)
+        cloth = _grainy(cloth, look.wrinkle_seed, light.grain)
+    # What is left of the skin, shadowed.
     near *= -0.5 * look.shadow
     near += 1.0
-    skin = below * near
-    levels -= skin
-    levels *= alpha
-    levels += skin
-    result[part] = cv2.convertScaleAbs(cv2.merge(list(levels)))
+    near *= 1.0 - alpha
     region = np.zeros((size, size), np.uint8)
-    region[part] = cv2.convertScaleAbs(alpha, alpha=255.0)
+    region[part] = coverage = cv2.convertScaleAbs(alpha, alpha=255.0)
+    skin = cv2.multiply(result[part], _three(near, 255.0), scale=1 / 255)
+    mask = cv2.multiply(cloth, cv2.cvtColor(coverage, cv2.COLOR_GRAY2RGB), scale=1 / 255)
+    cv2.add(skin, mask, dst=result[part])
     return Masked(result, region, look.kind, look.wearing)
 
 
-def _draw_loops(result: UInt8Array, loops: list[Array], look: Look, light: Light, size: int) -> None:
+def _three(plane: FloatArray, one: float) -> UInt8Array:
+    """(H, W, 3) uint8, a plane of numbers for all three channels; 1 becomes `one`."""
+    return cv2.cvtColor(cv2.convertScaleAbs(plane, alpha=one), cv2.COLOR_GRAY2RGB)  # type: ignore[return-value]
+
+
+def _tint(light: Light) -> Array:
+    """(3, 3) from a colour to the levels that it has in this picture: as grey as that is, under its light."""
+    kept = light.colourful
+    return np.array(
+        [
+            [gain / 255 * ((1 - kept) * share + (kept if k == row else 0.0)) for k, share in enumerate(_SHARES)]
+            for row, gain in enumerate(light.gain.tolist())
+        ]
+    )
+
+
+def _draw_loops(result: UInt8Array, loops: Array, shown: list[int], look: Look, light: Light, size: int) -> None:
     """Thin cords over the skin. They end where it is much darker: there they go under hair."""
     skin = max(float(light.skin @ _LUMA), 30.0)
-    x, y = np.minimum(np.maximum(np.concatenate(loops), 0.0), size - 1.0).astype(np.intp).T
+    x, y = np.minimum(np.maximum(loops, 0.0), size - 1.0).astype(np.intp).T
     luma = (result[y, x] @ _LUMA).tolist()
-    shown, bright, start = [], 0.0, 0
-    for line in loops:
+    drawn = (loops * 16.0).astype(np.int32)
+    lines, bright, start = [], 0.0, 0
+    for seen in shown:
         count = 0
-        while count < len(line) and luma[start + count] > 0.4 * skin:
+        while count < seen and luma[start + count] > 0.4 * skin:
             count += 1
         if count > 1:
-            shown.append((line[:count] * 16.0).astype(np.int32)[:, None])
+            lines.append(drawn[start : start + count])
             bright = max(bright, sum(luma[start : start + count]) / count)
-        start += len(line)
-    if shown:
+        start += LOOP_POINTS
+    if lines:
         lit = min(max(bright / skin, 0.55), 1.0) / 255
         colour = [channel * gain * lit for channel, gain in zip(look.loops, light.gain.tolist(), strict=True)]
-        cv2.polylines(result, shown, False, colour, max(1, round(1.2 * size / 112)), cv2.LINE_AA, 4)
+        cv2.polylines(result, lines, False, colour, max(1, round(1.2 * size / 112)), cv2.LINE_AA, 4)
 
 
-_LUMA = np.array([0.299, 0.587, 0.114])
+_SHARES = (0.299, 0.587, 0.114)
+_LUMA = np.array(_SHARES)
+
+
+GRAIN_LEVELS = 24.0
+"""Standard deviation of the field of noise, grey levels."""
 
 
 @lru_cache(maxsize=1)
-def _noise() -> FloatArray:
-    return np.random.default_rng(20211).standard_normal((512, 512)).astype(np.float32)
+def _noise() -> UInt8Array:
+    """(512, 512, 3) uint8 about 128, the same in all three channels."""
+    field = np.random.default_rng(20211).standard_normal((512, 512)).astype(np.float32)
+    levels = np.rint(128 + GRAIN_LEVELS * field).clip(0, 255).astype(np.uint8)
+    return cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB)  # type: ignore[return-value]
 
 
-def _grain(seed: int, height: int, width: int, strength: float) -> FloatArray:
-    """(H, W) noise: a window of a fixed field, chosen by the seed."""
-    noise = _noise()
+def _grainy(cloth: UInt8Array, seed: int, strength: float) -> UInt8Array:
+    """The cloth (H, W, 3) with noise: a window of a fixed field, chosen by the seed."""
+    height, width = cloth.shape[:2]
     y, x = seed % max(512 - height, 1), (seed // 512) % max(512 - width, 1)
-    return noise[y : y + height, x : x + width] * np.float32(strength)
+    share = strength / GRAIN_LEVELS
+    return cv2.addWeighted(cloth, 1.0, _noise()[y : y + height, x : x + width], share, -128 * share)  # type: ignore[return-value]
