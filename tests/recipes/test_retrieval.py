@@ -63,6 +63,24 @@ def test_the_tiny_run_and_its_resume(tmp_path: Path) -> None:
     assert_same_bits(weights_of(again), weights)
 
 
+@pytest.mark.slow
+def test_tiny_learns_with_a_full_queue(tmp_path: Path) -> None:
+    """All 8 epochs: characters that were not learnt are found better than after the first of them."""
+    recipe = load_recipe("broadface_inshop_r50_tiny")
+    sop = load_recipe("broadface_sop_r50_tiny")
+    assert replace(sop, name=recipe.name, run=replace(sop.run, out=recipe.run.out)) == recipe  # the same run twice
+    recipe = replace(recipe, run=replace(recipe.run, out=tmp_path / "run", tensorboard=False, device="cpu"))
+    data = open_dataset(recipe.data.source, recipe.data.size, framing=recipe.data.framing.kind)
+    train(recipe, data, evaluate=validation(recipe))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    trained, judged = ([row for row in rows if row["kind"] == kind] for kind in ("train", "val"))
+    assert trained[-1]["queue"] == recipe.head.queue.size
+    assert trained[-1]["loss"] < 0.75 * trained[0]["loss"]
+    assert len(judged) == 8
+    assert judged[-1]["score"] > judged[0]["score"]
+    assert judged[-1]["score"] > 0.4 > 10 / 400  # a guess finds one of 9 right images among 399
+
+
 def test_omniglots_tiny_recipe_learns(tmp_path: Path) -> None:
     """Two epochs of drawn characters: those that were not learnt are found far more often than by chance."""
     recipe = load_recipe("omniglot_tiny")
