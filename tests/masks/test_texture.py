@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
 from visard.masks.motifs import PATTERNS
 from visard.masks.records import KINDS, Look, draw_look
-from visard.masks.texture import CREASES, texture
+from visard.masks.texture import CREASES, dyed, layers, texture
+from visard.records import UInt8Array
 
 
 def difference(a: Look, b: Look) -> float:
@@ -81,3 +83,23 @@ def test_light_from_a_side_brightens_that_side() -> None:
     flat = texture(look, 48, 64, 0.4)[..., :3].astype(float).mean((0, 2))
     assert flat[50:60].mean() > flat[4:14].mean() + 30
     assert np.array_equal(texture(look, 48, 64, 0.0), texture(look, 48, 64))
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_coloured_in_the_crop_is_as_coloured_before(kind: str, mirrored: bool) -> None:
+    """Against the whole texture, moved: they differ by rounding, and a little where a print's edge meets a fold."""
+    y, x = np.mgrid[:60, :100].astype(np.float32)
+    across, down = 3 + 1.1 * x + 0.1 * y, 2 + 0.1 * x + 1.3 * y
+
+    def move(planes: UInt8Array) -> UInt8Array:
+        return cv2.remap(planes, across, down, cv2.INTER_LINEAR)  # type: ignore[return-value]
+
+    for seed in range(12):
+        look = replace(draw_look(np.random.default_rng(seed)), kind=kind)  # type: ignore[arg-type]
+        flat = texture(look, 96, 128, -0.2 if mirrored else 0.2)
+        expected = move(np.ascontiguousarray(flat[:, ::-1]) if mirrored else flat)[..., :3]
+        off = np.abs(dyed(look, 96, 128, 0.2, move, mirrored=mirrored).astype(int) - expected)
+        printed = layers(look, 96, 128).pattern is not None
+        assert off.mean() < (1.0 if printed else 0.5)
+        assert (off > 2).mean() < (0.07 if printed else 0.01)

@@ -173,8 +173,13 @@ def fit(points_K2: ArrayLike) -> Fit | None:
     given = anchors(points_K2)
     count = len(given)
     tables = _tables(count)
-    mean = tables.average @ given
-    start = _pose_of(tables.inverse @ (given - mean))
+    wanted = given.tolist()
+    mean_x, mean_y = sum(x for x, _ in wanted) / count, sum(y for _, y in wanted) / count
+    a = b = c = d = e = f = 0.0
+    for (p, q, r), (x, y) in zip(tables.inverse, wanted, strict=True):
+        x, y = x - mean_x, y - mean_y
+        a, b, c, d, e, f = a + p * x, b + p * y, c + q * x, d + q * y, e + r * x, f + r * y
+    start = _pose_of((a, c, e), (b, d, f))
     if start is None:
         return None
     yaw, pitch, roll, scale = start
@@ -185,8 +190,9 @@ def fit(points_K2: ArrayLike) -> Fit | None:
     # What the affine camera says of pitch is mostly the nose's length.
     state = np.zeros(_SIZE)
     state[:4] = yaw, 0.5 * min(max(pitch, -0.5), 0.5), roll, math.log(scale)
-    state[4:6] = mean - scale * (_turn(yaw, pitch, roll)[:2] @ tables.centre)
-    wanted = given.tolist()
+    (a, b, c), (d, e, f), _ = _rows(yaw, pitch, roll)
+    x, y, z = tables.centre
+    state[4:6] = mean_x - scale * (a * x + b * y + c * z), mean_y - scale * (d * x + e * y + f * z)
     residual = _residual(state, wanted, tables)
     rotation = _turn(yaw, float(state[1]), roll)
     turned = tables.places.reshape(count, 3) @ rotation.T
@@ -286,16 +292,14 @@ def radius() -> Array:
 @dataclass(frozen=True)
 class _Tables:
     """What a fit to A anchors needs: the places flat (3 A,), the modes flat (M, 3 A) and as (A, 3, M), the weights
-    (1 / mm), the pseudo-inverse of the affine camera (3, A), the weights of a mean (A,), and
-    the places' mean (3,)."""
+    (1 / mm), the pseudo-inverse of the affine camera (A, 3), and the places' mean (3,)."""
 
     places: Array
     modes: Array
     directions: Array
     weight: Array
-    inverse: Array
-    average: Array
-    centre: Array
+    inverse: list[list[float]]
+    centre: list[float]
 
 
 @lru_cache(maxsize=2)
@@ -315,9 +319,8 @@ def _tables(count: int) -> _Tables:
         modes=directions.reshape(len(MODES), -1),
         directions=np.ascontiguousarray(directions.transpose(1, 2, 0)),
         weight=1.0 / table[:, 3],
-        inverse=inverse,
-        average=np.full(count, 1 / count),
-        centre=places.mean(0),
+        inverse=inverse.T.tolist(),
+        centre=places.mean(0).tolist(),
     )
 
 
@@ -334,9 +337,9 @@ def _direction(mode: int, places_A3: Array) -> Array:
     return moved
 
 
-def _pose_of(camera_32: Array) -> tuple[float, float, float, float] | None:
-    """Yaw, pitch, roll and scale of the affine camera (transposed), or None if it has no two directions."""
-    (x1, x2), (y1, y2), (z1, z2) = camera_32.tolist()
+def _pose_of(across: Row, down: Row) -> tuple[float, float, float, float] | None:
+    """Yaw, pitch, roll and scale of the affine camera of these two rows, or None if it has no two directions."""
+    (x1, y1, z1), (x2, y2, z2) = across, down
     a, b, c = x1 * x1 + y1 * y1 + z1 * z1, x1 * x2 + y1 * y2 + z1 * z2, x2 * x2 + y2 * y2 + z2 * z2
     if not math.isfinite(a + c) or a * c - b * b < 1e-4 * (a + c) ** 2 or a + c < 1e-8:
         return None

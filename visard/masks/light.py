@@ -95,9 +95,9 @@ def read_light(image_SS3: UInt8Array, fit: Fit) -> Light:
         terms, skin = _UNLIT / float(_UNLIT[0] + _UNLIT[1:] @ rotation[2]), some.mean(0)
     else:
         skin_luma = levels @ _LUMA
-        terms = _fit_terms(skin_luma, design[seen], rotation[2])
-        # Of the brighter half: shadow, hair and glasses are darker than skin.
+        # The brighter half: shadow, hair and glasses are darker than skin.
         brighter = np.argsort(skin_luma)[len(levels) // 2 :]
+        terms = _fit_terms(skin_luma, brighter[0], design[seen], rotation[2])
         skin = np.add.reduce(levels[brighter]) / len(brighter)
     chroma = float(np.add.reduce(np.abs(some[:, 0] - some[:, 2]))) / len(some)
     colourful = min(max((chroma - 3.0) / 9.0, 0.0), 1.0)
@@ -106,27 +106,26 @@ def read_light(image_SS3: UInt8Array, fit: Fit) -> Light:
     return Light(terms, _gain(skin, bright, colourful), colourful, skin, blur, grain)
 
 
-def shade(terms: Array, normals_N3: FloatArray) -> FloatArray:
-    """(N,) float32 brightness of surfaces, in the picture's levels: 1 = as one that looks at the camera."""
-    linear = normals_N3 @ terms[1:].astype(np.float32)
-    linear += np.float32(terms[0])
+def shade(terms: Array, normals_VU3: FloatArray) -> FloatArray:
+    """(V, U) float32 brightness of surfaces, in the picture's levels: 1 = as one that looks at the camera."""
+    linear = cv2.transform(normals_VU3, terms[_LAST])
     linear = np.minimum(np.maximum(linear, DARKEST, out=linear), BRIGHTEST, out=linear)
     result: FloatArray = linear ** np.float32(CONTRAST / GAMMA)
     return result
 
 
 _LUMA = np.array([0.299, 0.587, 0.114])
+_LAST = np.array([[1, 2, 3, 0]])
 _UNLIT = np.array([0.50, 0.0, -0.24, 0.50])
 # White, in levels, and what a skin's colour is under white light, each channel over its luma.
 _WHITE = 236.0
 _SKIN_TINT = (1.20, 0.93, 0.80)
 
 
-def _fit_terms(luma_P: Array, design_P4: Array, view_3: Array) -> Array:
-    """The four terms, by weighted least squares."""
+def _fit_terms(luma_P: Array, median: np.intp, design_P4: Array, view_3: Array) -> Array:
+    """The four terms, by weighted least squares; `median` is the place of middling brightness."""
     linear = (np.maximum(luma_P, 2.0) * (1 / 255)) ** GAMMA
-    middle = float(np.sort(linear)[len(linear) // 2])
-    relative = linear * (1 / middle)
+    relative = linear * (1 / float(linear[median]))
     # What the usual light leaves unexplained is weighed down. Much too dark is hair, a brow, a beard, more often than
     # too bright is anything.
     off = relative - design_P4 @ _UNLIT

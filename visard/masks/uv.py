@@ -163,7 +163,7 @@ def _look_at(mask: Worn, found: Fit, light: Light, eyes_22: Array, size: int) ->
     eyes_X = np.minimum(np.maximum(lattice_x, ax), max(bx, ax + 1.0))
     eyes_X = eyes_X * rise + (ay - ax * rise + EYE_MARGIN_MM * found.scale)
     lattice = _unfold(x_VU, y_VU, lattice_x, lattice_y, found.yaw, eyes_X, rim)
-    levels = shade(light.terms, mask.normals).reshape(ROWS, COLUMNS)
+    levels = shade(light.terms, mask.normals)
     cv2.remap(levels, lattice[0], lattice[1], cv2.INTER_LINEAR, dst=lattice[3], borderMode=cv2.BORDER_REPLICATE)
     # Crop pixel -> lattice: back to the upright frame, then to steps.
     x0, y0 = left - shift_x, top - shift_y
@@ -261,14 +261,14 @@ def _bordered(values: NDArray[Any], beyond: float = 0.0) -> NDArray[Any]:
 def _seen_loops(x_NL: Array) -> list[int]:
     """How many points of each loop are seen (upright frame): it goes behind the outline as soon as it turns back to the
     middle."""
-    count = len(x_NL)
-    if not count:
-        return []
-    away = x_NL[:, 1:] > x_NL[:, :-1]
-    left = x_NL[: count // 2]
-    np.less(left[:, 1:], left[:, :-1], out=away[: count // 2])
-    # Up to the first that does not: the number of leading ones.
-    return [line.index(0) + 1 if 0 in line else len(line) + 1 for line in map(bytes, away)]
+    shown = []
+    for number, line in enumerate(x_NL.tolist()):
+        outwards = -1.0 if number < len(x_NL) / 2 else 1.0
+        seen = 1
+        while seen < len(line) and outwards * (line[seen] - line[seen - 1]) > 0:
+            seen += 1
+        shown.append(seen)
+    return shown
 
 
 def _draw(image: UInt8Array, seen: _Seen, light: Light, look: Look) -> Masked:

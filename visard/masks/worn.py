@@ -108,7 +108,7 @@ class Worn:
             half of the loops is on the picture's left), then, where the nose hangs over the mask, its lower rim.
         modes: (M, 3 P) mm: how one standard deviation of each of the face's modes moves the points, flat; taken where
             the points of the usual size lie.
-        normals: (V * U, 3) float32 unit vectors, outwards.
+        normals: (V, U, 3) float32 unit vectors, outwards.
         loops: how many there are, of `LOOP_POINTS` points.
     """
 
@@ -154,11 +154,11 @@ def _points(cut: _Cut, size: float, drop: float, tilt: float, slack: float) -> t
     grid[..., 2] += AXIS_Z
     if len(loops):
         # They begin at the mask's edge as it is, and end where they always do.
-        moved = loops + (grid[cut.loop_start] - loops[:, 0])[:, None] * _FADE
+        moved = loops + (points[cut.loop_start] - loops[:, 0])[:, None] * _FADE
         points[ROWS * COLUMNS : ROWS * COLUMNS + moved.size // 3] = moved.reshape(-1, 3)
     if len(rim):
         points[-len(rim) :] = rim
-    return points, found[..., :3].reshape(-1, 3)
+    return points, found[..., :3]
 
 
 _FADE = np.linspace(1, 0, LOOP_POINTS)[:, None]
@@ -175,7 +175,7 @@ class _Cut:
     angle_VU: Array
     map_RQ4: FloatArray
     loops_NL3: Array
-    loop_start: tuple[list[int], list[int]]
+    loop_start: NDArray[np.intp]
     rim_N3: Array
     modes: Array
 
@@ -199,12 +199,11 @@ def _cut(kind: Kind, wearing: Wearing) -> _Cut:
         bottom = bottom + _curve(((0, 14), (0.5, 10), (1, 4)), np.abs(u))
     angle_VU = np.radians(_curve(outline.side, v))[:, None] * u
     length_VU = (bottom - top) * v[:, None]
-    rows, columns, lines = [], [], []
+    starts, lines = [], []
     for edge, sign in ((0, -1.0), (COLUMNS - 1, 1.0)):
         for at, end, height in outline.ear:
             row = round(at * (ROWS - 1))
-            rows.append(row)
-            columns.append(edge)
+            starts.append(row * COLUMNS + edge)
             start = float(top[edge] + length_VU[row, edge])
             lines.append(_line(float(angle_VU[row, edge]), start, sign * float(np.radians(end)), height))
     cut = _Cut(
@@ -213,7 +212,7 @@ def _cut(kind: Kind, wearing: Wearing) -> _Cut:
         angle_VU=angle_VU,
         map_RQ4=_tent(kind, wearing),
         loops_NL3=np.array(lines).reshape(-1, LOOP_POINTS, 3),
-        loop_start=(rows, columns),
+        loop_start=np.array(starts, np.intp),
         rim_N3=_NOSE_RIM if wearing == "under-nose" else np.empty((0, 3)),
         modes=np.empty(0),
     )
