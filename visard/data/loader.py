@@ -242,16 +242,18 @@ class _BatchMaker(Dataset[dict[str, Any]]):
         if self._augment is not None:
             if self._keep_clean:
                 extras[CLEAN] = images.copy()
-            for i, image_id in enumerate(ids):
-                given = _given(points, i)
-                sample = Sample(images[i], given, int(labels[i]), image_id, bool(flipped[i]))
-                sample = self._augment(sample, random.generator(streams[i]))
-                images[i] = sample.image
+            given = _given(points, len(ids))
+            names = zip(ids, streams, labels.tolist(), flipped.tolist(), strict=True)
+            for i, (image_id, stream, label, mirrored) in enumerate(names):
+                image = images[i]
+                sample = self._augment(Sample(image, given[i], label, image_id, mirrored), random.generator(stream))
+                if sample.image is not image:
+                    images[i] = sample.image
                 for name, value in sample.extras.items():
                     if name not in extras:
                         extras[name] = _zeros(len(ids), value)
                     extras[name][i] = value
-                if points is not None:
+                if points is not None and (sample.points is None or sample.points is not given[i]):
                     points[i] = _MISSING if sample.points is None else sample.points
         made = {"labels": labels, "ids": ids, "flipped": flipped, "points": points, "extras": extras}
         return made | ({"images": images} if slot is None else {"slot": slot})
@@ -310,8 +312,12 @@ def _zeros(count: int, like: Any) -> NDArray[Any]:
     return np.zeros((count, *like.shape), like.dtype)
 
 
-def _given(points: Float32Array | None, i: int) -> Float32Array | None:
-    return None if points is None or np.isnan(points[i]).any() else points[i]
+def _given(points: Float32Array | None, count: int) -> list[Float32Array | None]:
+    """Of each image; None of those that have none."""
+    if points is None:
+        return [None] * count
+    missing = np.isnan(points).any(axis=(1, 2)).tolist()
+    return [None if none else some for none, some in zip(missing, points, strict=True)]
 
 
 def _ahead(make: Callable[[_Task], dict[str, Any]], tasks: Iterable[_Task]) -> Iterator[dict[str, Any]]:

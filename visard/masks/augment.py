@@ -57,24 +57,31 @@ class MaskAugment:
             masked = tool(name)(sample.image, points, look)
         else:
             generator.random(DRAWN)  # what comes after draws the same numbers whether there is a mask or not
-        extras: dict[str, Any] = {
-            "mask_region": 0,
-            "mask_tool": 0,
-            "log_masked": np.float32(isinstance(masked, Masked)),
-            "log_mask_refused": np.float32(isinstance(masked, str)),
-        }
-        image = sample.image
-        if isinstance(masked, Masked):
-            image = masked.image
-            if config.jpeg and look.jpeg is not None:
-                image = jpeg(image, look.jpeg)
-            extras["mask_region"] = 1 + WEARINGS.index(masked.wearing)
-            extras["mask_tool"] = 1 + TOOLS.index(name)
-        return replace(sample, image=image, extras={**sample.extras, **extras})
+        if masked is None:
+            return _told(sample, sample.image, _UNMASKED)
+        if isinstance(masked, str):
+            return _told(sample, sample.image, _UNMASKED | {"log_mask_refused": np.float32(1)})
+        image = jpeg(masked.image, look.jpeg) if config.jpeg and look.jpeg is not None else masked.image
+        region, number = 1 + WEARINGS.index(masked.wearing), 1 + TOOLS.index(name)
+        return _told(
+            sample, image, _UNMASKED | {"mask_region": region, "mask_tool": number, "log_masked": np.float32(1)}
+        )
 
     @cached_property
     def _shares(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return shares_of(self.config.kinds, self.config.wearings)
+
+
+_UNMASKED: dict[str, Any] = {
+    "mask_region": 0,
+    "mask_tool": 0,
+    "log_masked": np.float32(0),
+    "log_mask_refused": np.float32(0),
+}
+
+
+def _told(sample: Any, image: UInt8Array, extras: dict[str, Any]) -> Any:
+    return replace(sample, image=image, extras={**sample.extras, **extras})
 
 
 def shares_of(kinds: KindShares, wearings: WearingShares) -> tuple[tuple[float, ...], tuple[float, ...]]:
