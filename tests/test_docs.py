@@ -1,4 +1,4 @@
-"""Every command in README.md and docs/own-data.md is run, on rendered people's photographs.
+"""Every command in the bash blocks of README.md and of `PAGES` is run, on rendered people's photographs.
 
 The detector's weights are no part of the project, so `prepare` gets the rendered truth as another detector's points
 (`--detections`); with the weights at hand the same page runs through YuNet.
@@ -18,7 +18,7 @@ from visard.align import models
 from visard.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/own-data.md", "docs/masks.md")
+PAGES = ("README.md", "docs/own-data.md", "docs/masks.md", "docs/distill.md")
 CALLED = {"photographs": ("anna", "boris", "eva"), "others": ("clara", "dan", "fay", "gil")}
 
 
