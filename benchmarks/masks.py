@@ -141,7 +141,7 @@ def loader_rates(data: Any, rounds: int) -> dict[str, float]:
             rates[ratio].append(loader_pass(data, ratio, round_))
     medians = {f"{ratio:g}": statistics.median(values) for ratio, values in rates.items()}
     for ratio, value in medians.items():
-        print(f"  loader, masks on {float(ratio):7.3%} {value:8,.0f} crops a second")
+        print(f"  loader, masks on {100 * float(ratio):6.2g} % {value:8,.0f} crops a second")
     return medians
 
 
