@@ -31,11 +31,18 @@ def main() -> None:
     lines: dict[str, list[tuple[int, float]]] = {}
     for text in options.line:
         name, _, runs = text.partition("=")
-        points = [(parameters(Path(run)), scores[Path(run).name][options.metric]) for run in runs.split(",")]
+        points = [(parameters(Path(run)), score(scores, Path(run).name, options.metric)) for run in runs.split(",")]
         lines[name] = sorted(points)
-        for count, score in lines[name]:
-            print(f"{name:24s} {count / 1e6:6.2f} M  {options.metric} {score:.4f}")
+        for count, value in lines[name]:
+            print(f"{name:24s} {count / 1e6:6.2f} M  {options.metric} {value:.4f}")
     draw(lines, options.metric, options.figure)
+
+
+def score(scores: dict[str, dict[str, float]], run: str, metric: str) -> float:
+    """One number of the file."""
+    if metric not in scores.get(run, {}):
+        raise SystemExit(f"{run}: the scores hold no {metric} of this run; measure it with all_pairs --json")
+    return scores[run][metric]
 
 
 def parameters(run: Path) -> int:
