@@ -244,6 +244,9 @@ class RunConfig:
     """Genuine and as many impostor pairs drawn from a validation set without a pairs file."""
     init: str = ""
     """Model, run or published torch file whose weights start this run ("" = random)."""
+    init_network: Literal["same", "slim"] = "same"
+    """What `init` gives to the network: its weights, and its shape besides where the kind is the same; or the weights
+    that fit a network with fewer blocks or channels, the recipe's, cut out of it (`backbones.slim`)."""
     init_centres: Literal["by-name", "in-order", "class-means"] = "by-name"
     """Class centres at the start: those of `init` of identities with the same name; or all of them, row by row (an
     imported checkpoint has no names: only where the data has the same identities in the same order); or the mean

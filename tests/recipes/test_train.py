@@ -165,6 +165,7 @@ def test_dry_run_prints_the_recipe_and_needs_no_torch() -> None:
         (["scratch_tiny", "--data", "faces", "--run.evaluate-every", "5"], "run.evaluate_every does nothing without"),
         (["scratch_tiny", "--data", "faces", "--run.val-pairs", "50"], "run.val_pairs does nothing: no validation"),
         (["rendered_tiny", "--val", "others::p.txt", "--run.val-pairs", "50"], "run.val_pairs does nothing: no valid"),
+        (["rendered_tiny", "--run.init-network", "slim"], "run.init_network does nothing without a model"),
         (["rendered_tiny", "--run.init-centres", "in-order"], "run.init_centres does nothing without a model"),
         (["rendered_tiny", "--data.same-names", "merge"], "data.same_names does nothing: rendered:60x16 is a single"),
         (

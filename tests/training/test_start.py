@@ -10,7 +10,9 @@ import torch
 
 from tests.backbones import published_layouts as layouts
 from tests.training.conftest import SIZE, PaintedFaces, tiny_recipe, weights_of, with_steps
-from visard.config import IResNetConfig, Recipe, ResNetConfig, RunConfig, ViTConfig
+from visard.backbones import build
+from visard.backbones.slim import slim
+from visard.config import IResNetConfig, Recipe, ResNetConfig, RunConfig, ViTConfig, to_dict
 from visard.deploy.importing import ImportConfig
 from visard.deploy.importing import main as import_main
 from visard.errors import UserError
@@ -145,3 +147,42 @@ def test_centres_in_order_must_be_as_many_and_there(tmp_path: Path, imported: Pa
     with pytest.raises(UserError, match="has no class centres; leave it at by-name"):
         train(recipe, faces)
     assert RunConfig().init_centres == "by-name"
+
+
+def test_a_smaller_network_is_cut_out_of_the_model(tmp_path: Path, faces: PaintedFaces) -> None:
+    large = still(tiny_recipe(tmp_path / "large"))
+    large = replace(large, backbone=replace(large.backbone, blocks=(2, 1, 1, 1), width=6))
+    run = train(large, faces)
+    small = still(tiny_recipe(tmp_path / "cut", init=str(run), init_network="slim"))
+    started = train(small, faces)
+    assert load(started, "cpu").spec.backbone == to_dict(small.backbone)
+    # A step of nothing moves the running statistics alone.
+    source, cut = (
+        {name.removeprefix("backbone."): tensor for name, tensor in weights_of(path).items()} for path in (run, started)
+    )
+    expected = slim({name: source[name] for name in build(large.backbone).state_dict()}, large.backbone, small.backbone)
+    for name, tensor in expected.items():
+        if not name.endswith(("running_mean", "running_var", "tracked")):
+            torch.testing.assert_close(cut[name], tensor, rtol=0, atol=1e-6)
+    log = (started / "log.txt").read_text()
+    assert f"weights from {run}, cut to " in log
+
+
+def test_what_slim_is_asked_to_cut_must_be_a_model(tmp_path: Path, faces: PaintedFaces) -> None:
+    torch.save(layouts.random_state(IMAGENET), tmp_path / "resnet.pth")
+    with pytest.raises(UserError, match=r"run\.init_network slim cuts a model; `visard import "):
+        train(of_resnet(tmp_path / "run", tmp_path / "resnet.pth", init_network="slim"), PaintedFaces(size=32))
+
+
+def test_on_the_command_line_the_model_gives_all_but_the_sizes(tmp_path: Path, faces: PaintedFaces) -> None:
+    large = still(tiny_recipe(tmp_path / "large"))
+    run = train(replace(large, backbone=replace(large.backbone, blocks=(2, 1, 1, 1), width=6)), faces)
+    sizes = ["--backbone.blocks", "1", "1", "1", "1", "--backbone.width", "5"]
+    request = parse(["quickstart", *sizes, "--init", str(run), "--run.init-network", "slim"])
+    assert request is not None
+    backbone = request.recipe.backbone
+    assert isinstance(backbone, IResNetConfig)
+    assert (backbone.blocks, backbone.width) == ((1, 1, 1, 1), 5)
+    assert (backbone.embedding_dim, backbone.input_size, request.recipe.data.size) == (16, SIZE, SIZE)
+    with pytest.raises(UserError, match="none may be larger"):
+        parse(["quickstart", "--init", str(run), "--run.init-network", "slim"])

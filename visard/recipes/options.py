@@ -71,6 +71,10 @@ def refuse_idle(before: Recipe, recipe: Recipe) -> None:
         "run.val_pairs does nothing: no validation set has its pairs drawn; name one with --val SOURCE",
     )
     _refuse(
+        run.init_network != old.init_network and not run.init,
+        "run.init_network does nothing without a model to start from; name one with --init",
+    )
+    _refuse(
         run.init_centres != old.init_centres and not run.init,
         "run.init_centres does nothing without a model to start from; name one with --init",
     )

@@ -241,7 +241,7 @@ def _check_against_shortcuts(before: Recipe, overridden: Recipe, shortcuts: argp
     if shortcuts.overfit_batch and shortcuts.profile:
         raise UserError("--overfit-batch and --profile exclude each other; run one after the other")
     if shortcuts.resume is not None:
-        for name in ("out", "init", "init_centres"):
+        for name in ("out", "init", "init_network", "init_centres"):
             if getattr(overridden.run, name) != getattr(before.run, name):
                 raise UserError(f"run.{name} cannot be changed by --resume; start a new run to change it")
     elif overridden.run.started_in != before.run.started_in:
@@ -297,6 +297,7 @@ def _shape_of(recipe: Recipe, model: Path) -> Recipe:
     """The recipe with the network and crop size of the model that it starts from."""
     from visard.backbones import config_from_dict
     from visard.backbones.published import SUFFIXES, config_of, read_torch_file, started_config
+    from visard.backbones.slim import slimmed
     from visard.runtime import find_model, read_spec
 
     if model.is_file() and model.suffix in SUFFIXES:
@@ -307,6 +308,8 @@ def _shape_of(recipe: Recipe, model: Path) -> Recipe:
         raise UserError(f"{model}: an ONNX file is frozen; give --init the run or model directory it was exported from")
     spec_path = found / "spec.json"
     backbone = config_from_dict(read_spec(spec_path).backbone, where=f"{spec_path}: backbone")
+    if recipe.run.init_network == "slim":
+        backbone = slimmed(backbone, recipe.backbone)
     return _with_network(recipe, backbone, model)
 
 

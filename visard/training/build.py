@@ -110,8 +110,15 @@ def build_parts(
     spec = replace(spec_for(recipe.backbone), origin=f"visard train {recipe.name}")
     notes: tuple[str, ...] = ()
     if recipe.run.init and not resume:
-        start, matching = Path(recipe.run.init), recipe.run.init_centres
-        spec, notes = start_from(start, backbone, head, spec, identities, centres=matching)
+        spec, notes = start_from(
+            Path(recipe.run.init),
+            backbone,
+            head,
+            spec,
+            identities,
+            network=recipe.run.init_network,
+            centres=recipe.run.init_centres,
+        )
     spec = replace(spec, template="none" if recipe.data.framing.kind == "photograph" else "arcface")
     if isinstance(head, DistillHead) and teacher is not None:
         notes = (*notes, *teacher.notes)

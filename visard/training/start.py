@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.nn import functional
 from visard import checkpoint
 from visard.backbones import config_from_dict
 from visard.backbones.published import SUFFIXES, author, config_of, preprocessing_of, read_torch_file, take
+from visard.backbones.slim import slim
 from visard.config import to_dict
 from visard.data.dataset import FaceDataset
 from visard.embed import class_sums
@@ -38,6 +39,7 @@ def start_from(
     spec: ModelSpec,
     identities: Sequence[str],
     *,
+    network: Literal["same", "slim"] = "same",
     centres: Matching = "by-name",
 ) -> tuple[ModelSpec, tuple[str, ...]]:
     """Loads a model's weights, and class centres where there are any.
@@ -49,6 +51,7 @@ def start_from(
         head: of the recipe; filled.
         spec: of the recipe.
         identities: names of the head's rows.
+        network: whether the model's network must be the recipe's, or the recipe's is cut out of it.
         centres: whether centres are matched by the identities' names, or row by row; or left for `take_class_means`.
 
     Returns:
@@ -58,6 +61,8 @@ def start_from(
         UserError: another network, or centres in order that are not as many as the identities.
     """
     if path.is_file() and path.suffix in SUFFIXES:
+        if network == "slim":
+            raise UserError(f"{path}: run.init_network slim cuts a model; `visard import {path} OUT`, then --init OUT")
         spec, note = _from_file(path, backbone, spec)
         if centres == "in-order":
             raise UserError(
@@ -66,21 +71,33 @@ def start_from(
         return spec, (note,) if centres == "class-means" else (note, f"all {len(identities)} class centres are new")
     module, found = load_module(path)
     # Through the configuration, which gives a model from before a setting was there its default.
-    there = to_dict(config_from_dict(found.backbone, where=str(path)))
-    if there != spec.backbone:
-        differ = ", ".join(
-            f"{key} {there.get(key)} (here {spec.backbone.get(key)})"
-            for key in sorted({*there, *spec.backbone})
-            if there.get(key) != spec.backbone.get(key)
-        )
-        raise UserError(f"{path}: its network differs from the recipe's: {differ}; give the recipe the same")
-    backbone.load_state_dict(module.state_dict())
-    spec = replace(found, origin=f"{spec.origin}, started from {path.name} ({found.origin})", visard=spec.visard)
+    there = config_from_dict(found.backbone, where=str(path))
+    origin = f"{spec.origin}, started from {path.name} ({found.origin})"
     weights = f"weights from {path}"
+    if network == "slim":
+        here = config_from_dict(spec.backbone, where="recipe")
+        backbone.load_state_dict(slim(module.state_dict(), there, here))
+        counts = [sum(p.numel() for p in whole.parameters()) for whole in (backbone, module)]
+        weights += f", cut to {counts[0]:,} of its {counts[1]:,} parameters"
+    else:
+        _require_same(path, to_dict(there), spec.backbone)
+        backbone.load_state_dict(module.state_dict())
+    spec = replace(found, backbone=spec.backbone, origin=origin, visard=spec.visard)
     if centres == "class-means" or head.class_centres() is None:
         return spec, (weights,)
     taken = _in_order(path, head, identities) if centres == "in-order" else _by_name(path, head, identities)
     return spec, (weights, taken)
+
+
+def _require_same(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    if there == here:
+        return
+    differ = ", ".join(
+        f"{key} {there.get(key)} (here {here.get(key)})"
+        for key in sorted({*there, *here})
+        if there.get(key) != here.get(key)
+    )
+    raise UserError(f"{path}: its network differs from the recipe's: {differ}; give the recipe the same")
 
 
 def take_class_means(backbone: nn.Module, head: Head, spec: ModelSpec, dataset: FaceDataset) -> str:
