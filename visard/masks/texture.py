@@ -40,6 +40,10 @@ PRINTS = 48
 
 NAMES, DRAWN = tuple(PATTERNS), tuple(PATTERNS.values())
 
+KEPT = 2048
+"""Planes of a sort that are kept. There are at most 256 of a sort and size (12 kB each at 96 x 128, parts 48 kB), and each
+tool has a size of its own: a store that holds less than all draws some anew for ever."""
+
 OVERSAMPLED = 3
 """Planes are drawn so many times larger and averaged down."""
 
@@ -163,7 +167,7 @@ _LEVELS = np.arange(256, dtype=np.uint8)[:, None]
 _STIFF: frozenset[Kind] = frozenset({"n95", "respirator"})
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=KEPT)
 def _folds(kind: Kind, variant: int, height: int, width: int, mirrored: bool) -> UInt8Array:
     """(H, W) shade of a kind's pleats and seams at full depth."""
     if mirrored:
@@ -177,7 +181,7 @@ def _folds(kind: Kind, variant: int, height: int, width: int, mirrored: bool) ->
 # --- creases ------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=KEPT)
 def _creases(seed: int, stiff: bool, height: int, width: int) -> UInt8Array:
     """(H, W) shade of creases and bulges at full depth; those of stiff kinds are faint."""
     if seed >= CREASES:
@@ -211,7 +215,7 @@ def _pattern_of(look: Look, height: int, width: int, mirrored: bool) -> UInt8Arr
     return _pattern(number, look.pattern_seed % PATTERN_DRAWS, height, width, mirrored)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=KEPT)
 def _pattern(number: int, draw: int, height: int, width: int, mirrored: bool) -> UInt8Array:
     if mirrored:
         return _turned(_pattern(number, draw, height, width, False))
@@ -235,7 +239,7 @@ def _parts(look: Look, height: int, width: int, mirrored: bool) -> list[UInt8Arr
     return parts
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=KEPT)
 def _fitted(kind: Kind, variant: int, height: int, width: int, mirrored: bool) -> UInt8Array | None:
     """Nose clips, valves and filters."""
     if mirrored:
@@ -269,7 +273,7 @@ def _fitted(kind: Kind, variant: int, height: int, width: int, mirrored: bool) -
     return canvas.part()
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=KEPT)
 def _print(seed: int, dark: bool, height: int, width: int, mirrored: bool) -> UInt8Array:
     """A made-up sign, or some lines that look like words."""
     if mirrored:
