@@ -41,8 +41,8 @@ PRINTS = 48
 NAMES, DRAWN = tuple(PATTERNS), tuple(PATTERNS.values())
 
 KEPT = 2048
-"""Planes of a sort that are kept. There are at most 256 of a sort and size (12 kB each at 96 x 128, parts 48 kB), and each
-tool has a size of its own: a store that holds less than all draws some anew for ever."""
+"""Planes of a sort that are kept. There are at most 256 of a sort and size (12 kB each at 96 x 128, parts 48 kB), and
+each tool has a size of its own: a store that holds less than all draws some anew for ever."""
 
 OVERSAMPLED = 3
 """Planes are drawn so many times larger and averaged down."""
