@@ -272,3 +272,33 @@ def test_a_long_curve_keeps_to_its_budget_and_close_to_the_truth() -> None:
     assert np.abs(np.interp(at, far, tar) - exact).max() < 0.01
     with pytest.raises(ValueError, match="at least 4"):
         metrics.thin_curve(curve, 3)
+
+
+def test_the_paired_bootstrap_is_the_one_over_pairs() -> None:
+    """Beside drawing the pairs themselves; only those on which both differ count."""
+    rng = np.random.default_rng(3)
+    right, other = rng.random(400) < 0.9, rng.random(400) < 0.86
+    difference, (low, high) = metrics.paired_difference(right, other, seed=1)
+    assert difference == pytest.approx(right.mean() - other.mean())
+    rows = rng.integers(0, 400, (4000, 400))
+    drawn = (right[rows].astype(float) - other[rows]).mean(axis=1)
+    np.testing.assert_allclose((low, high), np.quantile(drawn, [0.025, 0.975]), atol=0.004)
+    assert metrics.paired_difference(right, right) == (0.0, (0.0, 0.0))
+    swapped = metrics.paired_difference(other, right, seed=1)
+    assert swapped[0] == pytest.approx(-difference)
+    assert metrics.paired_difference([True], [False]) == (1.0, (1.0, 1.0))
+    for wrong in (([], []), ([True], [True, False])):
+        with pytest.raises(ValueError, match="the same pairs are needed"):
+            metrics.paired_difference(*wrong)
+
+
+@given(st.integers(0, 10_000))
+def test_decisions_give_the_fold_accuracy_back(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(4, 60))
+    scores, same = np.round(rng.normal(size=count), 1), rng.random(count) < 0.5
+    fold = np.concatenate([[7, 9], rng.choice([7, 9, 4], count - 2)])
+    folds = metrics.fold_accuracy(scores, same, fold)
+    right = folds.right(scores, same, fold)
+    for row, name in enumerate(np.unique(fold)):
+        assert right[fold == name].mean() == pytest.approx(folds.accuracies[row])

@@ -97,6 +97,34 @@ def test_embeddings_give_the_models_answer(made: Path, tmp_path: Path, capsys: p
     assert "such as p1/0.png" in error
 
 
+def test_two_models_on_the_same_pairs(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The difference is that of both accuracies; a model against itself differs by nothing."""
+    from visard.backbones import build
+    from visard.runtime import save_model, spec_for
+
+    torch.manual_seed(5)
+    config = IResNetConfig(blocks=(1, 1, 1, 1), width=8, embedding_dim=16, input_size=SIZE)
+    save_model(build(config), spec_for(config), tmp_path / "other")
+    drawn = ["--count", "40", "--folds", "4"]
+    first, second = (answer(capsys, m, made / "data", *drawn) for m in (made / "model", tmp_path / "other"))
+    both = answer(capsys, made / "model", made / "data", *drawn, "--against", tmp_path / "other")
+    values = both["metrics"]
+    assert values["accuracy_against"] == pytest.approx(second["metrics"]["accuracy"])
+    difference = first["metrics"]["accuracy"] - second["metrics"]["accuracy"]
+    assert values["accuracy_difference"] == pytest.approx(difference)
+    low, high = both["intervals"]["accuracy_difference"]
+    assert low < difference < high
+    assert all(first["metrics"][name] == values[name] for name in first["metrics"])
+    visard(["embed", str(made / "model"), str(made / "data"), str(tmp_path / "e"), "--flip", "sum"])
+    text = ["evaluate", "pairs", str(tmp_path / "e"), *drawn, "--against", str(tmp_path / "e")]
+    capsys.readouterr()
+    assert visard(text) == 0
+    assert "difference +0.000 points, 95 % +0.00 to +0.00 (paired bootstrap): no difference" in capsys.readouterr().out
+    error = refused(capsys, "pairs", made / "model", made / "data", "--against", tmp_path / "e")
+    assert "embeddings with flip sum" in error
+    assert "embed both alike" in error
+
+
 def test_a_bad_list_is_noticed_before_anything_is_embedded(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "FARS",
     "Missing",
     "Pairs",
+    "compare_pairs",
     "draw_pairs",
     "evaluate_pairs",
     "far_name",
@@ -139,6 +140,45 @@ def evaluate_pairs(
             "score": "cosine",
         },
     )
+
+
+def compare_pairs(
+    embeddings: Embeddings, against: Embeddings, pairs: Pairs, *, missing: Missing = "error", seed: int = 0
+) -> tuple[float, float, tuple[float, float]] | None:
+    """Whether one network is better than another on the same pairs, or has only been lucky.
+
+    Args:
+        embeddings: of the images that the pairs name.
+        against: of the same images in the same order, by the other network.
+        pairs: as `evaluate_pairs` takes them; a pair without embeddings is left out, or wrong for both.
+        missing: as in `evaluate_pairs`.
+        seed: of the bootstrap.
+
+    Returns:
+        The other network's accuracy over all pairs, the difference of both, and its 95 % interval by a paired
+        bootstrap (`metrics.paired_difference`); None with only genuine or only impostor pairs.
+
+    Raises:
+        UserError: embeddings of other images.
+    """
+    if tuple(against.ids) != tuple(embeddings.ids):
+        raise UserError(
+            f"against: {len(against.ids):,} embeddings of other images than the {len(embeddings.ids):,} that are "
+            "compared; embed the same data set with both"
+        )
+    judged = pairs.select(pairs.present)
+    if not 0 < judged.same.sum() < len(judged):
+        return None
+    right, other = (_right(vectors, judged) for vectors in (embeddings, against))
+    if missing == "wrong":
+        lost = np.zeros(len(pairs) - len(judged), dtype=bool)
+        right, other = np.concatenate([right, lost]), np.concatenate([other, lost])
+    return (float(other.mean()), *metrics.paired_difference(right, other, seed=seed))
+
+
+def _right(embeddings: Embeddings, pairs: Pairs) -> NDArray[np.bool_]:
+    scores = pair_scores(embeddings, pairs)
+    return metrics.fold_accuracy(scores, pairs.same, pairs.fold).right(scores, pairs.same, pairs.fold)
 
 
 def far_name(far: float) -> str:

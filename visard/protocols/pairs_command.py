@@ -16,9 +16,9 @@ import tyro
 from visard.console import Answer
 from visard.errors import UserError
 from visard.protocols.drawing import draw_pairs, own_pairs
-from visard.protocols.inputs import scored, write_result
-from visard.protocols.pairs import FARS, Missing, Pairs, evaluate_pairs, far_name, read_pairs
-from visard.records import Result
+from visard.protocols.inputs import Scored, scored, write_result
+from visard.protocols.pairs import FARS, Missing, Pairs, compare_pairs, evaluate_pairs, far_name, read_pairs
+from visard.records import Embeddings, Result
 from visard.runtime import Flip
 
 
@@ -33,6 +33,8 @@ class PairsConfig:
     pairs: Path | None = None
     """List of pairs: LFW's, CALFW's, CPLFW's, AgeDB-30's, CFP's Protocol/Split/FP, or `left right same [fold]`. Without
     one a .bin has its own, and of other data they are drawn from the labels."""
+    against: Path | None = None
+    """Another model, or its embeddings of the same data: is the difference in accuracy more than luck?"""
     flip: Flip = "none"
     """Mirrored view: not used, its embedding added, or put behind."""
     missing: Missing = "error"
@@ -67,14 +69,9 @@ class PairsConfig:
 
 def main(config: PairsConfig) -> Answer:
     """The pair protocol from files to files."""
-    source = scored(
-        config.model,
-        config.data,
-        protocol="pairs",
-        flip=config.flip,
-        batch_size=config.batch_size,
-        device=config.device,
-    )
+    source = _opened(config, config.model)
+    # Before anything is embedded: a mistake in the second name should not cost the first one's time.
+    other = None if config.against is None else _opened(config, config.against)
     dataset, ids, pairs = source.dataset, source.ids, None
     if config.pairs is not None:
         pairs = read_pairs(config.pairs, ids, folds=config.folds, allow_missing=config.missing != "error")
@@ -83,13 +80,51 @@ def main(config: PairsConfig) -> Answer:
     drawn = pairs is None
     if pairs is None:
         pairs = draw_pairs(source.labels, ids, config.count, config.folds, config.seed)
-    result = evaluate_pairs(source.embed(), pairs, fars=config.fars, missing=config.missing, examples=config.examples)
+    embeddings = source.embed()
+    result = evaluate_pairs(embeddings, pairs, fars=config.fars, missing=config.missing, examples=config.examples)
     settings = result.settings | {"model": str(config.model), "data": config.data}
     result = dataclasses.replace(result, settings=settings)
     remarks = _remarks(config, pairs, result, drawn=drawn)
+    if other is not None:
+        result, remark = _compared(config, result, embeddings, other.embed(), pairs)
+        remarks.append(remark)
     if config.out is not None:
         result = write_result(config.out, result, dataset, pictures=config.pictures, what="the hardest pairs")
     return Answer(dataclasses.asdict(result), "\n".join([result_text(result), *remarks]))
+
+
+def _opened(config: PairsConfig, model: Path) -> Scored:
+    return scored(
+        model, config.data, protocol="pairs", flip=config.flip, batch_size=config.batch_size, device=config.device
+    )
+
+
+def _compared(
+    config: PairsConfig, result: Result, embeddings: Embeddings, against: Embeddings, pairs: Pairs
+) -> tuple[Result, str]:
+    """The result with the comparison in it, and the comparison in words."""
+    if against.flip != embeddings.flip:
+        raise UserError(
+            f"{config.against}: embeddings with flip {against.flip}, those of {config.model} have {embeddings.flip}; "
+            "embed both alike"
+        )
+    compared = compare_pairs(embeddings, against, pairs, missing=config.missing)
+    settings = result.settings | {"against": str(config.against)}
+    if compared is None:
+        return dataclasses.replace(result, settings=settings), ""
+    accuracy, difference, interval = compared
+    result = dataclasses.replace(
+        result,
+        metrics=result.metrics | {"accuracy_against": accuracy, "accuracy_difference": difference},
+        intervals=result.intervals | {"accuracy_difference": interval},
+        settings=settings,
+    )
+    low, high = interval
+    verdict = "better" if low > 0 else "worse" if high < 0 else "no difference that these pairs could show"
+    return result, (
+        f"\nagainst {config.against}: accuracy {_percent(accuracy).strip()}, difference {100 * difference:+.3f} "
+        f"points, 95 % {100 * low:+.2f} to {100 * high:+.2f} (paired bootstrap): {verdict}"
+    )
 
 
 def result_text(result: Result) -> str:
