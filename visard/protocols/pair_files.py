@@ -141,6 +141,28 @@ def write_pairs(path: str | Path, pairs: Pairs, ids: Sequence[str], *, remark: s
     os.replace(temporary, path)
 
 
+def rows_of(names: Iterable[str], ids: Sequence[str]) -> dict[str, int]:
+    """Row of each distinct name, -1 where no id or more than one is meant.
+
+    An id is meant if it is the name; else if they are equal but for image suffixes; else if one is the tail of the
+    other, folder by folder. A tail that two ids share, or two names as p1/0001 and p2/0001 share 0001, means none.
+    """
+    distinct = dict.fromkeys(names)
+    exact = {image_id: row for row, image_id in enumerate(ids)}
+    stems = [_without_suffix(image_id) for image_id in ids]
+    by_stem = _unique(stems)
+    strong = {name: exact.get(name, by_stem.get(_without_suffix(name), -1)) for name in distinct}
+    open_stems = {_without_suffix(name) for name, row in strong.items() if row < 0}
+    lengths = {stem.count("/") + 1 for stem in open_stems}
+    tails = {n: _unique(["/".join(s.split("/")[-n:]) if s.count("/") >= n else "" for s in stems]) for n in lengths}
+    weak = {stem: _by_tail(stem, by_stem, tails[stem.count("/") + 1]) for stem in open_stems}
+    wanted = Counter([*weak.values(), *{row for row in strong.values() if row >= 0}])
+    return {
+        name: row if row >= 0 else found if wanted[found := weak[_without_suffix(name)]] == 1 else -1
+        for name, row in strong.items()
+    }
+
+
 def _can_be_listed(image_id: str) -> bool:
     whole = bool(image_id) and image_id == image_id.strip() and _LINE_BREAKS.isdisjoint(image_id)
     # Bytes that are no UTF-8 stand in ids as lone surrogates.
@@ -148,7 +170,7 @@ def _can_be_listed(image_id: str) -> bool:
 
 
 def _resolve(path: str | Path, ids: Sequence[str], listed: Listed, allow_missing: bool) -> Pairs:
-    rows = _rows([*listed.left, *listed.right], ids)
+    rows = rows_of([*listed.left, *listed.right], ids)
     left = np.array([rows[name] for name in listed.left], dtype=np.int64)
     right = np.array([rows[name] for name in listed.right], dtype=np.int64)
     absent = (left < 0) | (right < 0)
@@ -169,28 +191,6 @@ def _resolve(path: str | Path, ids: Sequence[str], listed: Listed, allow_missing
 def _source(path: Path) -> str:
     """The file's name; of CFP's folder the protocol's."""
     return f"CFP-{path.resolve().name.upper()}" if path.is_dir() else path.name
-
-
-def _rows(names: Iterable[str], ids: Sequence[str]) -> dict[str, int]:
-    """Row of each distinct name, -1 where no id or more than one is meant.
-
-    An id is meant if it is the name; else if they are equal but for image suffixes; else if one is the tail of the
-    other, folder by folder. A tail that two ids share, or two names as p1/0001 and p2/0001 share 0001, means none.
-    """
-    distinct = dict.fromkeys(names)
-    exact = {image_id: row for row, image_id in enumerate(ids)}
-    stems = [_without_suffix(image_id) for image_id in ids]
-    by_stem = _unique(stems)
-    strong = {name: exact.get(name, by_stem.get(_without_suffix(name), -1)) for name in distinct}
-    open_stems = {_without_suffix(name) for name, row in strong.items() if row < 0}
-    lengths = {stem.count("/") + 1 for stem in open_stems}
-    tails = {n: _unique(["/".join(s.split("/")[-n:]) if s.count("/") >= n else "" for s in stems]) for n in lengths}
-    weak = {stem: _by_tail(stem, by_stem, tails[stem.count("/") + 1]) for stem in open_stems}
-    wanted = Counter([*weak.values(), *{row for row in strong.values() if row >= 0}])
-    return {
-        name: row if row >= 0 else found if wanted[found := weak[_without_suffix(name)]] == 1 else -1
-        for name, row in strong.items()
-    }
 
 
 def _by_tail(stem: str, by_stem: dict[str, int], tails: dict[str, int]) -> int:
