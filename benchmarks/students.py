@@ -66,8 +66,11 @@ def draw(lines: dict[str, list[tuple[int, float]]], metric: str, path: Path) -> 
             axes.axhline(y[0], color=f"C{i}", linestyle=":", label=f"{name} ({x[0]:.2f} M)")
         else:
             axes.plot(x, y, f"C{i}o-", label=name)
-    axes.set(xscale="log", xlabel="parameters of the network, millions", ylabel=f"{metric}, %")
-    axes.grid(alpha=0.3, which="both")
+    axes.set(xscale="log", xlabel="parameters of the network, millions", ylabel=f"{metric}, %", ylim=(0, None))
+    sizes = sorted({count / 1e6 for points in lines.values() if len(points) > 1 for count, _ in points})
+    axes.set_xticks(sizes, [f"{size:.2f}" for size in sizes])
+    axes.set_xticks([], minor=True)
+    axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path)
