@@ -1,8 +1,9 @@
 """Points that any landmarker found, from a file: five or many an image.
 
 In: a list of lines `ID x1 y1 ... xK yK [SCORE]`, between them spaces, tabs or commas (IJB's name_5pts_score.txt, the
-points.csv of a folder), perhaps under a header; or a .npy of (N, K, 2) in the order of the images. Out: `PointList`:
-points by image, and each line as it was written.
+points.csv of a folder), perhaps under a header; a table whose header names columns x1, y1 ... among others (`visard
+prepare`'s detections.csv); or a .npy of (N, K, 2) in the order of the images. Out: `PointList`: points by image, and
+each line as it was written.
 
 K is one of `KNOWN`, the same all over a file; the 478 points of MediaPipe's mesh with irises are taken for its 468.
 Coordinates are pixels of the image, x before y, (0, 0) at the centre of the top left pixel. NaN = none found.
@@ -10,6 +11,8 @@ Coordinates are pixels of the image, x before y, (0, 0) at the centre of the top
 
 from __future__ import annotations
 
+import csv
+import itertools
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,7 +63,8 @@ class PointList:
     def line(self, image_id: str, name: str) -> str | None:
         """The image's line under another name."""
         place = -1 if self.rows is None else self.rows.get(image_id, -1)
-        return None if place < 0 else f"{name}{self.separator}{self.lines[place]}\n"
+        quoted = '"' + name.replace('"', '""') + '"' if self.separator == "," and set(name) & set(',"') else name
+        return None if place < 0 else f"{quoted}{self.separator}{self.lines[place]}\n"
 
 
 def read_point_list(path: Path, ids: Sequence[str]) -> PointList:
@@ -79,9 +83,9 @@ def read_point_list(path: Path, ids: Sequence[str]) -> PointList:
             f"{path}: there is no such file; give kept, template, detected, or a file: a list of points or a .npy"
         )
     found = _from_npy(path, len(ids)) if path.suffix == ".npy" else _from_lines(path)
-    if not len(found.values):
+    largest = np.nanmax(np.abs(found.values), initial=-1.0)
+    if largest < 0:
         raise FormatError(path, f"holds no points; {EXPECTED}")
-    largest = np.nanmax(np.abs(found.values), initial=0.0)
     if not largest < _LARGEST:
         raise FormatError(path, f"has points at {largest:g}, which are no pixels; write NaN for images without points")
     if largest <= _NORMALISED:
@@ -113,6 +117,7 @@ def _from_lines(path: Path) -> PointList:
     first = numbered[0][1] if numbered else ""
     separator = "," if "," in first else "\t" if "\t" in first else " "
     header = first if numbered and _is_header(_columns(first, separator)) else ""
+    places = _point_columns(_columns(header, separator)[1:]) if header else []
     rows: dict[str, int] = {}
     lines: list[str] = []
     values = array("f")
@@ -126,7 +131,9 @@ def _from_lines(path: Path) -> PointList:
                 raise FormatError(path, f"line {number}: {image_id!r} comes again with other points; keep one line")
             continue  # IJB's lists have a line for each template that an image belongs to
         try:
-            numbers = [float(column) for column in columns]
+            numbers = [float(columns[k]) for k in places] if places else [float(column) for column in columns]
+        except IndexError as error:
+            raise FormatError(path, f"line {number}: has fewer columns than the header; complete it") from error
         except ValueError as error:
             raise FormatError(path, f"line {number}: {error}; {EXPECTED}") from error
         width = width or len(numbers)
@@ -141,7 +148,16 @@ def _from_lines(path: Path) -> PointList:
 
 
 def _columns(line: str, separator: str) -> list[str]:
-    return line.split() if separator == " " else [column.strip() for column in line.split(separator)]
+    if separator == " ":
+        return line.split()
+    return [column.strip() for column in (next(csv.reader([line])) if separator == "," else line.split(separator))]
+
+
+def _point_columns(names: Sequence[str]) -> list[int]:
+    """Places of x1, y1, x2, y2 ... (or from x0 on) in a header; none if it has no such names."""
+    start = 0 if "x0" in names else 1
+    numbers = itertools.takewhile(lambda k: f"x{k}" in names and f"y{k}" in names, itertools.count(start))
+    return [names.index(f"{axis}{k}") for k in numbers for axis in "xy"]
 
 
 def _is_header(columns: Sequence[str]) -> bool:

@@ -161,7 +161,7 @@ def _numbers(path: Path, delimiter: str | None) -> Int64Array:
             found = np.loadtxt(path, dtype=np.int64, ndmin=2, delimiter=delimiter, encoding="utf-8-sig")
     except ValueError:
         found = np.empty((0, 0), np.int64)
-    if found.size and found.shape[1] == 3 and bool(((found[:, 2] == 0) | (found[:, 2] == 1)).all()):
+    if found.size and found.shape[1] == 3 and found.min() >= 0 and found[:, 2].max() <= 1:
         return found
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, start=1):
