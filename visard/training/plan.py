@@ -202,14 +202,19 @@ def plan(recipe: Recipe, classes: int, network: Network, layout: Layout) -> Plan
         parameters = at_rest + 2 * network.unit
     images = layout.batch * (3 * recipe.backbone.input_size**2 + 8)
     activations, backward = _worst((network.kept,), micro), _worst(network.peak, micro)
-    # Between steps there are no gradients, but for the buckets of several processes, until the first micro-batch.
-    persistent = world > 1 or recipe.run.micro_batches > 1
+    # Between steps there are no gradients until the first micro-batch, but for DDP's buckets.
+    persistent = (world > 1 and zero < 2) or recipe.run.micro_batches > 1
+    fresh = _worst(network.peak_fresh, micro)
+    if zero >= 2:
+        # A share of each gradient stays as the activations go, besides the unit that is whole. The worst moment is
+        # convex in the share, so it lies below the line between none of them and all.
+        fresh = backward + (fresh - backward) // world + network.unit
     always = parameters + optimizer + head.weight + head.state + head.queue + images
     always += 0 if replicated else head.gradient
     of_head = head.gradient if replicated else 0
     moments = {
         "loss": always + (gradients if persistent else 0) + activations + head.passing + of_head,
-        "backward": always + of_head + (gradients + backward if persistent else _worst(network.peak_fresh, micro)),
+        "backward": always + of_head + (gradients + backward if persistent else fresh),
         "update": always
         - parameters
         + at_rest
