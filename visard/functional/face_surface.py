@@ -25,7 +25,6 @@ import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -89,9 +88,11 @@ _STEPS = 3
 _SIZE = 6 + len(MODES)
 # Yaw, pitch, roll, logarithm of scale, shift, modes: what is known beforehand, in 1 / variance; the largest step.
 _PRIOR = np.array([0.0, _PITCH_RAD**-2, 0.0, 0.0, 0.0, 0.0] + [1.0] * len(MODES))
-_PRIOR_SQUARE = np.diag(_PRIOR)
 _LIMIT = np.array([0.4, 0.4, 0.4, 0.4, np.inf, np.inf] + [3.0] * len(MODES))
 _LEAST = -_LIMIT
+_BEGIN = np.zeros(_SIZE)
+_STEP_RAD = math.radians(2)
+"""Yaw and pitch at which derivatives are taken are this far apart."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,9 @@ def fit(points_K2: ArrayLike) -> Fit | None:
 
     Least squares with priors: every residual counts in its expected error, every mode in its standard deviation.
     Starts from the affine camera of the mean face (DeMenthon and Davis 1995, POS); then three Gauss-Newton steps over
-    yaw, pitch, roll, scale, shift and `MODES`.
+    yaw, pitch, roll, scale, shift and `MODES`, on the points turned upright and scaled to millimetres. There the
+    derivatives depend on yaw and pitch alone, and those of the nearest `_STEP_RAD` serve for all steps: they change
+    little, and making them anew is most of a fit's work.
 
     Args:
         points_K2: (K, 2) pixels, K one of `KNOWN`, finite.
@@ -173,6 +176,7 @@ def fit(points_K2: ArrayLike) -> Fit | None:
     given = anchors(points_K2)
     count = len(given)
     tables = _tables(count)
+    # In numbers: of so few an array's operation takes longer than the arithmetic.
     wanted = given.tolist()
     mean_x, mean_y = sum(x for x, _ in wanted) / count, sum(y for _, y in wanted) / count
     a = b = c = d = e = f = 0.0
@@ -183,59 +187,73 @@ def fit(points_K2: ArrayLike) -> Fit | None:
     if start is None:
         return None
     yaw, pitch, roll, scale = start
-    weight = tables.weight
-    if count > _FIVE and len(np.asarray(points_K2)) != 468 and abs(yaw) > _CONTOUR_YAW_RAD:
-        weight = weight.copy()
-        weight[list(_JAWS)] = 0.0
     # What the affine camera says of pitch is mostly the nose's length.
-    state = np.zeros(_SIZE)
-    state[:4] = yaw, 0.5 * min(max(pitch, -0.5), 0.5), roll, math.log(scale)
-    (a, b, c), (d, e, f), _ = _rows(yaw, pitch, roll)
+    pitch = 0.5 * min(max(pitch, -0.5), 0.5)
+    cos, sin = math.cos(roll) / scale, math.sin(roll) / scale
+    upright = [(cos * (x - mean_x) + sin * (y - mean_y), cos * (y - mean_y) - sin * (x - mean_x)) for x, y in wanted]
+    jaws = count == _FIVE or len(np.asarray(points_K2)) == 468 or abs(yaw) <= _CONTOUR_YAW_RAD
+    step = _step(count, jaws, round(yaw / _STEP_RAD), round(pitch / _STEP_RAD))
+    # What the points are off, x and y of one after the other, and then the state.
+    both = np.empty(2 * count + _SIZE)
+    state = both[2 * count :]
+    (a, b, c), (d, e, f), _ = _rows(yaw, pitch, 0.0)
     x, y, z = tables.centre
-    state[4:6] = mean_x - scale * (a * x + b * y + c * z), mean_y - scale * (d * x + e * y + f * z)
-    residual = _residual(state, wanted, tables)
-    rotation = _turn(yaw, float(state[1]), roll)
+    state[:] = _BEGIN
+    state[:6] = yaw, pitch, 0.0, 0.0, -(a * x + b * y + c * z), -(d * x + e * y + f * z)
+    off = _residual(state, upright, tables)
+    for _ in range(_STEPS):
+        both[: 2 * count] = off
+        change = step @ both
+        state += np.minimum(np.maximum(change, _LEAST, out=change), _LIMIT, out=change)
+        off = _residual(state, upright, tables)
+    yaw, pitch, turn, log_scale, x, y, *shape = state.tolist()
+    error = math.sqrt(sum(one * one for one in off[: 2 * _INNER]) / (min(count, _INNER))) * math.exp(-log_scale)
+    cos, sin = cos * scale * scale, sin * scale * scale
+    scale *= math.exp(log_scale)
+    if not math.isfinite(error) or scale * 61.0 < SMALLEST_PX:
+        return None
+    shift = np.array([cos * x - sin * y + mean_x, sin * x + cos * y + mean_y])
+    return Fit(yaw, pitch, roll + turn, scale, shift, np.array(shape), error)
+
+
+@lru_cache(maxsize=4096)
+def _step(count: int, jaws: bool, yaw_steps: int, pitch_steps: int) -> Array:
+    """(_SIZE, 2 A + _SIZE): of an upright face of scale 1 that is turned so, times what the points are off (mm) and the
+    state it is the Gauss-Newton step.
+
+    Args:
+        count: A.
+        jaws: whether the contour's points count.
+        yaw_steps, pitch_steps: in `_STEP_RAD`.
+    """
+    tables = _tables(count)
+    weight = tables.weight.copy()
+    if not jaws:
+        weight[list(_JAWS)] = 0.0
+    rotation = _turn(_STEP_RAD * yaw_steps, _STEP_RAD * pitch_steps, 0.0)
     turned = tables.places.reshape(count, 3) @ rotation.T
-    nearer = (scale * CAMERA_MM) / (CAMERA_MM - turned[:, 2])
-    in_errors = weight * (1 / scale)
-    strength = nearer * in_errors
-    # A turn about axis a moves a point p by a x p: Rz ey for yaw, Rz Ry ex for pitch, ez for roll.
-    (ax, ay, az), cos_roll, sin_roll = rotation[:, 0].tolist(), math.cos(roll), math.sin(roll)
+    strength = weight * CAMERA_MM / (CAMERA_MM - turned[:, 2])
+    # A turn about axis a moves a point p by a x p: ey for yaw, Ry ex for pitch, ez for roll.
+    _, ay, az = rotation[:, 0].tolist()
     # Columns: x of yaw, pitch, roll, scale, then y of them.
     moves = np.array(
         [
             [0.0, 0.0, 0.0, 1.0, 0.0, az, 1.0, 0.0],
             [0.0, -az, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0],
-            [cos_roll, ay, 0.0, 0.0, sin_roll, -ax, 0.0, 0.0],
+            [1.0, ay, 0.0, 0.0, 0.0, -rotation[0, 0], 0.0, 0.0],
         ]
     )
     jacobian = np.zeros((count, 2, _SIZE))
     jacobian[:, :, :4] = ((turned * strength[:, None]) @ moves).reshape(count, 2, 4)
-    jacobian[:, 0, 4] = jacobian[:, 1, 5] = in_errors
-    np.matmul(rotation[:2] * strength[:, None, None], tables.directions, out=jacobian[:, :, 6:])
+    jacobian[:, 0, 4] = jacobian[:, 1, 5] = weight
+    jacobian[:, :, 6:] = (rotation[:2] * strength[:, None, None]) @ tables.directions
     rows = jacobian.reshape(-1, _SIZE)
-    # OpenCV's, since numpy takes ten times as long to get to LAPACK. A matrix that is not positive gives 0, a bad fit.
-    inverse = cv2.invert(rows.T @ rows + _PRIOR_SQUARE, flags=cv2.DECOMP_CHOLESKY)[1]
-    # The same matrices serve all steps: they change little, and they are most of the work.
-    of_points, of_state = inverse @ (rows.T * np.repeat(in_errors, 2)), inverse * _PRIOR
-    for _ in range(_STEPS):
-        change = of_points @ residual - of_state @ state
-        state += np.minimum(np.maximum(change, _LEAST), _LIMIT)
-        residual = _residual(state, wanted, tables)
-    yaw, pitch, roll, log_scale = state[:4].tolist()
-    scale = math.exp(log_scale)
-    inner = residual[: 2 * _INNER]
-    error = math.sqrt(sum(off * off for off in inner) / (len(inner) / 2)) / scale
-    if not math.isfinite(error) or scale * 61.0 < SMALLEST_PX:
-        return None
-    return Fit(yaw, pitch, roll, scale, state[4:6].copy(), state[6:].copy(), error)
+    inverse = np.linalg.inv(rows.T @ rows + np.diag(_PRIOR))
+    return np.concatenate([inverse @ (rows.T * np.repeat(weight, 2)), -inverse * _PRIOR], axis=1)
 
 
-def _residual(state: Array, given: list[list[float]], tables: _Tables) -> list[float]:
-    """What the points are off, x and y of one after the other, pixels.
-
-    In numbers: of so few an array's operation takes longer than the arithmetic.
-    """
+def _residual(state: Array, given: list[tuple[float, float]], tables: _Tables) -> list[float]:
+    """What the points are off, x and y of one after the other, in the points' unit."""
     yaw, pitch, roll, log_scale, shift_x, shift_y, *_ = state.tolist()
     ((a, b, c), (d, e, f), (g, h, i)) = _rows(yaw, pitch, roll)
     strength = math.exp(log_scale) * CAMERA_MM

@@ -77,31 +77,32 @@ def read_light(image_SS3: UInt8Array, fit: Fit) -> Light:
     """
     size = image_SS3.shape[0]
     coarse = cv2.resize(image_SS3, (COARSE, COARSE), interpolation=_SHRINK.get(size, cv2.INTER_AREA))
-    places, modes, design = _places()
+    grey = cv2.cvtColor(coarse, cv2.COLOR_RGB2GRAY).ravel()
+    places, modes, normals, products = _places()
     rotation = fit.turn()
-    turned = (places + fit.shape @ modes).reshape(-1, 3) @ rotation.T
-    nearer = (COARSE / size * CAMERA_MM * fit.scale) / (CAMERA_MM - turned[:, 2])
+    turned_3P = rotation @ (places + fit.shape @ modes).reshape(3, -1)
+    nearer = (COARSE / size * CAMERA_MM * fit.scale) / (CAMERA_MM - turned_3P[2])
     first = (fit.shift + 0.5) * (COARSE / size)
-    x = (turned[:, 0] * nearer + first[0]).astype(np.intp)
-    y = (turned[:, 1] * nearer + first[1]).astype(np.intp)
+    at_2P = (turned_3P[:2] * nearer + first[:, None]).astype(np.intp)
     # Turned away more than this the place is on the outline, or hidden.
-    seen = design[:, 1:] @ rotation[2] > 0.3
+    seen = rotation[2] @ normals > 0.3
     # As unsigned numbers negative ones are large.
-    seen &= np.maximum(x.view(np.uintp), y.view(np.uintp)) < COARSE
-    levels = coarse.reshape(-1, 3)[(COARSE * y + x)[seen]].astype(np.float64)
-    some = coarse[::2, ::2].reshape(-1, 3).astype(np.float64)
-    luma = some @ _LUMA
-    if len(levels) < 8:
-        terms, skin = _UNLIT / float(_UNLIT[0] + _UNLIT[1:] @ rotation[2]), some.mean(0)
-    else:
-        skin_luma = levels @ _LUMA
-        # The brighter half: shadow, hair and glasses are darker than skin.
-        brighter = np.argsort(skin_luma)[len(levels) // 2 :]
-        terms = _fit_terms(skin_luma, brighter[0], design[seen], rotation[2])
-        skin = np.add.reduce(levels[brighter]) / len(brighter)
-    chroma = float(np.add.reduce(np.abs(some[:, 0] - some[:, 2]))) / len(some)
+    seen &= np.maximum.reduce(at_2P.view(np.uintp)) < COARSE
+    number = np.flatnonzero(seen)
+    at = (COARSE * at_2P[1] + at_2P[0])[number]
+    red, blue = cv2.extractChannel(coarse, 0), cv2.extractChannel(coarse, 2)
+    chroma = cv2.norm(red, blue, cv2.NORM_L1) / red.size
     colourful = min(max((chroma - 3.0) / 9.0, 0.0), 1.0)
-    bright = float(np.partition(luma, -10)[-10])
+    bright = float(np.partition(grey, -_BRIGHT)[-_BRIGHT])
+    if len(at) < 8:
+        terms = _UNLIT / float(_UNLIT[0] + _UNLIT[1:] @ rotation[2])
+        skin = coarse.reshape(-1, 3).mean(0)
+    else:
+        luma = grey[at]
+        # The brighter half: shadow, hair and glasses are darker than skin.
+        brighter = np.argsort(luma, kind="stable")[len(at) // 2 :]
+        terms = _fit_terms(luma, luma[brighter[0]], products[number], rotation[2])
+        skin = np.add.reduce(coarse.reshape(-1, 3)[at[brighter]], dtype=np.float64) / len(brighter)
     blur, grain = _softness(image_SS3, size)
     return Light(terms, _gain(skin, bright, colourful), colourful, skin, blur, grain)
 
@@ -114,7 +115,6 @@ def shade(terms: Array, normals_VU3: FloatArray) -> FloatArray:
     return result
 
 
-_LUMA = np.array([0.299, 0.587, 0.114])
 _LAST = np.array([[1, 2, 3, 0]])
 _UNLIT = np.array([0.50, 0.0, -0.24, 0.50])
 # White, in levels, and what a skin's colour is under white light, each channel over its luma.
@@ -122,26 +122,34 @@ _WHITE = 236.0
 _SKIN_TINT = (1.20, 0.93, 0.80)
 
 
-def _fit_terms(luma_P: Array, median: np.intp, design_P4: Array, view_3: Array) -> Array:
-    """The four terms, by weighted least squares; `median` is the place of middling brightness."""
-    linear = (np.maximum(luma_P, 2.0) * (1 / 255)) ** GAMMA
-    relative = linear * (1 / float(linear[median]))
+def _fit_terms(luma_P: UInt8Array, median: np.uint8, products: Array, view_3: Array) -> Array:
+    """The four terms, by weighted least squares.
+
+    Args:
+        luma_P: of the places, 0..255.
+        median: the luma of middling brightness.
+        products: (P, 21) of the places, as `_places` has them.
+        view_3: the camera's direction.
+    """
+    relative = _LINEAR[luma_P] * (1 / float(_LINEAR[median]))
     # What the usual light leaves unexplained is weighed down. Much too dark is hair, a brow, a beard, more often than
     # too bright is anything.
-    off = relative - design_P4 @ _UNLIT
-    weight = 1.0 / (1.0 + (off * (1 / 0.5)) ** 2)
-    weight[relative < 0.3] = 0.0
-    weighted = design_P4.T * weight
+    off = relative - products[:, 20]
+    weight = (relative >= 0.3) / (1.0 + (off * off) * (1 / 0.25))
     # The prior: light from above and in front, as strong as some places.
-    normal, given = weighted @ design_P4 + _PRIOR, weighted @ relative + _PRIOR_TERMS
+    normal, given = weight @ products[:, :16] + _PRIOR, (weight * relative) @ products[:, 16:20] + _PRIOR_TERMS
     # OpenCV's, since numpy takes ten times as long to get to LAPACK; the prior keeps the matrix positive.
-    terms = cv2.solve(normal, given[:, None], flags=cv2.DECOMP_CHOLESKY)[1][:, 0]
+    terms = cv2.solve(normal.reshape(4, 4), given[:, None], flags=cv2.DECOMP_CHOLESKY)[1][:, 0]
     front = float(terms[0] + terms[1:] @ view_3)
     return terms / max(front, 0.2)
 
 
-_PRIOR = np.diag([1.0, 1.0, 3.0, 2.0])
-_PRIOR_TERMS = _PRIOR @ _UNLIT
+_LINEAR = (np.maximum(np.arange(256), 2.0) / 255) ** GAMMA
+"""Of levels; never quite dark."""
+_PRIOR = np.diag([1.0, 1.0, 3.0, 2.0]).ravel()
+_PRIOR_TERMS = _PRIOR.reshape(4, 4) @ _UNLIT
+_BRIGHT = 40
+"""So many pixels of the averaged crop, one in twenty, are brighter than its bright end."""
 
 
 def _gain(skin_3: Array, bright: float, colourful: float) -> Array:
@@ -173,8 +181,9 @@ def _softness(image_SS3: UInt8Array, size: int) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=1)
-def _places() -> tuple[Array, Array, Array]:
-    """Of `_PLACES`: mm, flat (3 P,); how the face's modes move them (M, 3 P); 1 and the normal (P, 4)."""
+def _places() -> tuple[Array, Array, Array, Array]:
+    """Of `_PLACES`: mm, flat (3 P,), x of all before y; how the face's modes move them (M, 3 P); the normals (3, P);
+    and (P, 21): the products of 1 and the normal with each other (16), these four themselves, and the usual light."""
     reach = radius()
     heights = np.arange(HEIGHT_MM[0], HEIGHT_MM[1] + 0.1, HEIGHT_MM[2])
     around = np.radians(np.arange(ANGLE_DEG[0], ANGLE_DEG[1] + 0.1, ANGLE_DEG[2]))
@@ -189,5 +198,8 @@ def _places() -> tuple[Array, Array, Array]:
             columns.append(round((angle - ANGLE_DEG[0]) / ANGLE_DEG[2]))
     chosen = normals[rows, columns]
     places = points[rows, columns]
-    modes = np.stack([reshape(places, one) - places for one in np.eye(len(MODES))]).reshape(len(MODES), -1)
-    return places.ravel(), modes, np.column_stack([np.ones(len(chosen)), chosen])
+    modes = np.stack([(reshape(places, one) - places).T.ravel() for one in np.eye(len(MODES))])
+    design = np.column_stack([np.ones(len(chosen)), chosen])
+    squares = (design[:, :, None] * design[:, None]).reshape(-1, 16)
+    products = np.column_stack([squares, design, design @ _UNLIT])
+    return places.T.ravel(), modes, chosen.T.copy(), products

@@ -48,6 +48,7 @@ OVERSAMPLED = 3
 """Planes are drawn so many times larger and averaged down."""
 
 FloatArray = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
 RGB = tuple[int, int, int]
 
 Move = Callable[[UInt8Array], UInt8Array]
@@ -116,30 +117,54 @@ def texture(look: Look, height: int, width: int, side: float = 0.0) -> UInt8Arra
     return result
 
 
-def dyed(look: Look, height: int, width: int, side: float, move: Move, *, mirrored: bool = False) -> UInt8Array:
+def dyed(
+    look: Look,
+    height: int,
+    width: int,
+    side: float,
+    move: Move,
+    *,
+    mirrored: bool = False,
+    lit: UInt8Array | None = None,
+    tint: Float64Array | None = None,
+) -> UInt8Array:
     """The mask's pixels (h, w, 3) in a crop.
 
-    Equals, but for rounding, the colours of `move(texture(...))`. What is one colour is moved as one plane and coloured
-    there, where it has a third of the pixels.
+    Equals, but for rounding, the colours of `move(texture(...))`, times `tint`, times `lit` / 128. What is one colour
+    is moved and lit as one plane and coloured there, where it has a third of the pixels.
 
     Args:
         look, height, width, side, mirrored: as `layers` has them.
         move: to the crop.
+        lit: (h, w) uint8, brightness in the crop, 128 = unchanged; None: evenly lit.
+        tint: (3, 3), from a colour to the one that it has under the crop's light; None: the same.
     """
     shade, pattern, parts = layers(look, height, width, side, mirrored=mirrored)
-    colour = _coloured(look, move(shade), None if pattern is None else move(pattern))
+    shade = move(shade)
+    if pattern is None and not parts:
+        if lit is not None:
+            shade = cv2.multiply(shade, lit, scale=1 / 128)  # type: ignore[assignment]
+        return _coloured(look, shade, None, tint)
+    colour = _coloured(look, shade, None if pattern is None else move(pattern))
     for part in parts:
         colour = _with(colour, move(part))
+    if tint is not None:
+        colour = cv2.transform(colour, tint)  # type: ignore[assignment]
+    if lit is not None:
+        colour = cv2.multiply(colour, cv2.cvtColor(lit, cv2.COLOR_GRAY2RGB), scale=1 / 128)  # type: ignore[assignment]
     return colour
 
 
-def _coloured(look: Look, shade: UInt8Array, pattern: UInt8Array | None) -> UInt8Array:
-    """(h, w, 3) of shade and pattern."""
+def _coloured(
+    look: Look, shade: UInt8Array, pattern: UInt8Array | None, tint: Float64Array | None = None
+) -> UInt8Array:
+    """(h, w, 3) of shade and pattern; under a light where there is no pattern."""
     if pattern is None:
-        dye = [(c / 128, 0.0) for c in look.colour]
-        return cv2.applyColorMap(shade, cv2.transform(_LEVELS, np.array(dye)))  # type: ignore[return-value]
-    dye = [((b - a) / 255, float(a)) for a, b in zip(look.colour, _second(look), strict=True)]
-    colour = cv2.applyColorMap(pattern, cv2.transform(_LEVELS, np.array(dye)))
+        dye = np.array([(c / 128, 0.0) for c in look.colour])
+        table = cv2.transform(_LEVELS, dye if tint is None else tint @ dye)
+        return cv2.applyColorMap(shade, table)  # type: ignore[return-value]
+    dye = np.array([((b - a) / 255, float(a)) for a, b in zip(look.colour, _second(look), strict=True)])
+    colour = cv2.applyColorMap(pattern, cv2.transform(_LEVELS, dye))
     return cv2.multiply(colour, cv2.cvtColor(shade, cv2.COLOR_GRAY2RGB), scale=1 / 128)  # type: ignore[return-value]
 
 

@@ -16,7 +16,6 @@ the crop that is drawn on.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -110,24 +109,28 @@ class _Seen:
 
     Args:
         left, top: pixels, of the part that is drawn on.
-        planes: four of (H, W) float32: column (0..1) and row (0..1) on the mask, pixels from the mask's outline
-            (negative inside), brightness.
+        places: (H, W, 2) float32: x and y of the texture's pixel that is seen.
+        outside: (H, W) float32, pixels from the mask's outline, negative inside.
+        lit: (H, W) float32, brightness.
         loops: (N L, 2) pixels, the lines one after the other.
         shown: N, how many points of each line are seen.
     """
 
     left: int
     top: int
-    planes: Sequence[FloatArray]
+    places: FloatArray
+    outside: FloatArray
+    lit: FloatArray
     loops: Array
     shown: list[int]
 
 
 def _look_at(mask: Worn, found: Fit, light: Light, eyes_22: Array, size: int) -> _Seen | None:
     """Where each pixel lies on the mask; None if the mask is outside of the crop."""
-    turned_3P = found.turn(roll=False) @ (mask.points + (found.shape @ mask.modes).reshape(-1, 3)).T
+    moved_3P = mask.points + (found.shape.astype(np.float32) @ mask.modes).reshape(mask.points.shape)
+    turned_3P = found.turn(roll=False).astype(np.float32) @ moved_3P
     flat_2P = turned_3P[:2]
-    flat_2P *= (found.scale * CAMERA_MM) / (CAMERA_MM - turned_3P[2])
+    flat_2P *= np.float32(found.scale * CAMERA_MM) / (np.float32(CAMERA_MM) - turned_3P[2])
     x_VU, y_VU = flat_2P[:, : ROWS * COLUMNS].reshape(2, ROWS, COLUMNS)
     loops_2NL = flat_2P[:, ROWS * COLUMNS : ROWS * COLUMNS + mask.loops * LOOP_POINTS]
     rim = flat_2P[:, ROWS * COLUMNS + mask.loops * LOOP_POINTS :].T
@@ -162,9 +165,11 @@ def _look_at(mask: Worn, found: Fit, light: Light, eyes_22: Array, size: int) ->
     rise = (by - ay) / max(bx - ax, 1.0)
     eyes_X = np.minimum(np.maximum(lattice_x, ax), max(bx, ax + 1.0))
     eyes_X = eyes_X * rise + (ay - ax * rise + EYE_MARGIN_MM * found.scale)
-    lattice = _unfold(x_VU, y_VU, lattice_x, lattice_y, found.yaw, eyes_X, rim)
+    uv_YX2, outside_YX = _unfold(x_VU, y_VU, lattice_x, lattice_y, found.yaw, eyes_X, rim)
     levels = shade(light.terms, mask.normals)
-    cv2.remap(levels, lattice[0], lattice[1], cv2.INTER_LINEAR, dst=lattice[3], borderMode=cv2.BORDER_REPLICATE)
+    lit_YX = cv2.remap(levels, uv_YX2, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    down, across = _texture_size(size)
+    uv_YX2 *= np.array([(across - 1) / (COLUMNS - 1), (down - 1) / (ROWS - 1)], np.float32)
     # Crop pixel -> lattice: back to the upright frame, then to steps.
     x0, y0 = left - shift_x, top - shift_y
     matrix = np.array(
@@ -173,89 +178,112 @@ def _look_at(mask: Worn, found: Fit, light: Light, eyes_22: Array, size: int) ->
             [-sin / step, cos / step, (cos * y0 - sin * x0 - first_y) / step],
         ]
     )
-    planes = cv2.split(
-        cv2.warpAffine(
-            cv2.merge(lattice),
-            matrix,
-            (right - left, bottom - top),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
+    wide, tall = right - left, bottom - top
+    planes = cv2.warpAffine(
+        cv2.merge([uv_YX2, outside_YX, lit_YX]),
+        matrix,
+        (wide, tall),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
     )
+    places, outside, lit = np.empty((tall, wide, 2), np.float32), *np.empty((2, tall, wide), np.float32)
+    cv2.mixChannels([planes], [places, outside, lit], _EACH)
     lines = loops_2NL.T @ np.array([[cos, sin], [-sin, cos]]) + found.shift
-    return _Seen(left, top, planes, lines, _seen_loops(loops_2NL[0].reshape(mask.loops, LOOP_POINTS)))  # type: ignore[arg-type]
+    return _Seen(left, top, places, outside, lit, lines, _seen_loops(loops_2NL[0].reshape(mask.loops, LOOP_POINTS)))
+
+
+_EACH = [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def _texture_size(size: int) -> tuple[int, int]:
+    """Height and width of the texture for a crop of `size` pixels."""
+    across = max(32, round(1.1 * size))
+    return round(0.7 * across), across
 
 
 def _unfold(
-    x_VU: Array, y_VU: Array, lattice_x: Array, lattice_y: Array, yaw: float, eyes_X: Array, rim_N2: Array
-) -> list[FloatArray]:
-    """Planes (Y, X) float32: column (0..U-1), row (0..V-1) and pixels from the outline, of the lattice's points; the
-    fourth is left to be filled in.
+    x_VU: FloatArray,
+    y_VU: FloatArray,
+    lattice_x: Array,
+    lattice_y: Array,
+    yaw: float,
+    eyes_X: Array,
+    rim_N2: FloatArray,
+) -> tuple[FloatArray, FloatArray]:
+    """Column (0..U-1) and row (0..V-1), (Y, X, 2), and pixels from the outline, (Y, X), of the lattice's points.
 
     Args:
         eyes_X: what is above is too near to the eyes.
         rim_N2: the nose's lower rim where it hangs over the mask, or nothing.
     """
+    # What is hidden keeps the place of the outline that hides it.
     if yaw < 0:
         # The left side is the one that is turned away.
         x_VU = np.minimum.accumulate(x_VU[:, ::-1], axis=1)[:, ::-1]
         edge_V = COLUMNS - 1 - np.argmin(x_VU[:, ::-1], axis=1)
-        hidden = edge_V[:, None] > _COLUMN_NUMBERS
+        shown = np.maximum(edge_V[:, None], _COLUMN_NUMBERS)
     else:
         x_VU = np.maximum.accumulate(x_VU, axis=1)
         edge_V = np.argmax(x_VU, axis=1)
-        hidden = edge_V[:, None] < _COLUMN_NUMBERS
-    # What is hidden keeps the place of the outline that hides it.
-    u_VU = np.where(hidden, edge_V[:, None], _COLUMN_NUMBERS)
-    y_VU = np.where(hidden, y_VU[_EVERY_ROW, edge_V][:, None], y_VU)
+        shown = np.minimum(edge_V[:, None], _COLUMN_NUMBERS)
 
     # Along the rows: all of them in one increasing sequence, each moved away from the one before. Two values at once
     # are one complex number.
     wide, tall = len(lattice_x), len(lattice_y)
-    knots = (_bordered(x_VU + _RAMP_U, 2000.0) + _ROW_OFFSETS).ravel()
+    both = np.empty(shown.shape, np.complex128)
+    both.real = shown
+    both.imag = y_VU[_EVERY_ROW, shown]
     queries = (lattice_x + _ROW_OFFSETS).ravel()
-    found = np.interp(queries, knots, _bordered(u_VU + 1j * y_VU).ravel()).reshape(ROWS, wide).T
-    beside_XV = np.maximum(x_VU[:, 0] - lattice_x[:, None], lattice_x[:, None] - x_VU[:, -1])
+    found = np.interp(queries, _knots(x_VU, _ROW_RAMPS), both.ravel()).reshape(ROWS, wide)
+    beside = np.maximum(x_VU[:, :1] - lattice_x, lattice_x - x_VU[:, -1:])
 
     # Across them: down every column of the lattice.
-    offsets = _FAR * np.arange(wide)[:, None]
-    down = np.maximum.accumulate(found.imag, axis=1)
-    knots = (_bordered(down + _RAMP_V, 2000.0) + offsets).ravel()
+    offsets, ramps, numbers = _columns(wide)
+    knots = _knots(np.maximum.accumulate(found.imag, axis=0).T, ramps)
     queries = (lattice_y + offsets).ravel()
-    v = np.interp(queries, knots, _row_numbers(wide)).reshape(wide, tall)
-    both = np.interp(queries, knots, _bordered(found.real + 1j * beside_XV).ravel()).reshape(wide, tall)
-    u, outside = both.real, both.imag
-    upper = np.maximum(found.imag[:, 0], eyes_X)
+    both = np.empty((wide, ROWS + 2), np.complex128)
+    inner = both[:, 1:-1]
+    inner.real, inner.imag = found.real.T, beside.T
+    both[:, 0], both[:, -1] = both[:, 1], both[:, -2]
+    both = np.interp(queries, knots, both.ravel()).reshape(wide, tall)
+    places = np.empty((tall, wide, 2), np.float32)
+    places[..., 0] = both.real.T
+    places[..., 1] = np.interp(queries, knots, numbers).reshape(wide, tall).T
+    upper = np.maximum(found.imag[0], eyes_X)
     if len(rim_N2):
         x, y = rim_N2[np.argsort(rim_N2[:, 0])].T
         upper = np.maximum(upper, np.interp(lattice_x, x, y, left=-_FAR, right=-_FAR))
-    outside = np.maximum(outside, upper[:, None] - lattice_y)
-    np.maximum(outside, lattice_y - found.imag[:, -1:], out=outside)
-    planes = [np.ascontiguousarray(values.T, dtype=np.float32) for values in (u, v, outside)]
-    return [*planes, np.empty_like(planes[0])]
+    down = lattice_y[:, None]
+    outside = np.maximum(both.imag.T, upper - down)
+    return places, np.maximum(outside, down - found.imag[-1]).astype(np.float32)
 
 
-# Equal numbers would leave the order to chance.
-_RAMP_U = np.arange(COLUMNS) * 1e-6
-_RAMP_V = np.arange(ROWS) * 1e-6
-_COLUMN_NUMBERS = np.arange(COLUMNS, dtype=np.float64)
-_ROW_NUMBERS = np.concatenate([[0.0], np.arange(ROWS), [ROWS - 1.0]])
-_EVERY_ROW = np.arange(ROWS)
+# A row's numbers, with its ends once more before and after.
+_COLUMN_NUMBERS = np.arange(-1, COLUMNS + 1).clip(0, COLUMNS - 1)
+_ROW_NUMBERS = np.arange(-1.0, ROWS + 1).clip(0, ROWS - 1)
+_EVERY_ROW = np.arange(ROWS)[:, None]
 _ROW_OFFSETS = _FAR * np.arange(ROWS)[:, None]
+# Equal numbers would leave the order to chance.
+_ROW_RAMPS = _ROW_OFFSETS + np.arange(COLUMNS) * 1e-6
 
 
 @lru_cache(maxsize=64)
-def _row_numbers(times: int) -> Array:
-    return np.concatenate([_ROW_NUMBERS] * times)
+def _columns(count: int) -> tuple[Array, Array, Array]:
+    """Of so many columns of the lattice: how far each is moved (X, 1), the same for each of a column's knots, and their
+    rows."""
+    offsets = _FAR * np.arange(count)[:, None]
+    return offsets, offsets + np.arange(ROWS) * 1e-6, np.tile(_ROW_NUMBERS, count)
 
 
-def _bordered(values: NDArray[Any], beyond: float = 0.0) -> NDArray[Any]:
-    """Rows with their first value, less `beyond`, before them, and their last one, more by it, after them."""
-    out = np.empty((values.shape[0], values.shape[1] + 2), values.dtype)
-    out[:, 1:-1] = values
-    out[:, 0] = values[:, 0] - beyond
-    out[:, -1] = values[:, -1] + beyond
-    return out
+def _knots(values: NDArray[Any], ramps: Array) -> Array:
+    """Rows one after the other, flat: values + ramps, and before and after each row something far beyond it."""
+    out = np.empty((values.shape[0], values.shape[1] + 2))
+    np.add(values, ramps, out=out[:, 1:-1])
+    out[:, 0], out[:, -1] = out[:, 1] - _BEYOND, out[:, -2] + _BEYOND
+    return out.ravel()
+
+
+_BEYOND = 2000.0
 
 
 def _seen_loops(x_NL: Array) -> list[int]:
@@ -275,63 +303,55 @@ def _draw(image: UInt8Array, seen: _Seen, light: Light, look: Look) -> Masked:
     """The mask, its loops and its shadow over the crop."""
     size = image.shape[0]
     unit = size / 112
-    u, v, outside, lit = seen.planes
-    height, width = outside.shape
+    height, width = seen.outside.shape
     part = (slice(seen.top, seen.top + height), slice(seen.left, seen.left + width))
-
-    across = max(32, round(1.1 * size))
-    down = round(0.7 * across)
-    u *= (across - 1) / (COLUMNS - 1)
-    v *= (down - 1) / (ROWS - 1)
+    blur = light.blur_px * unit
 
     def move(planes: UInt8Array) -> UInt8Array:
-        return cv2.remap(planes, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[return-value]
+        moved = cv2.remap(planes, seen.places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return cv2.GaussianBlur(moved, (5, 5), blur) if blur > 0.3 else moved  # type: ignore[return-value]
 
-    cloth, opaque = dyed(look, down, across, 0.0, move), corners(look.kind, down, across)
+    # The outline is as soft as the picture. Next to it the mask's edge is folded over and turns away from the light,
+    # and little light gets to the skin beside it.
+    edge = cv2.addWeighted(seen.outside, EDGE_STEPS / unit, seen.outside, 0.0, 128.0, dtype=cv2.CV_8U)
+    coverage = cv2.LUT(edge, _covered(max(1, round(16 * (1.3 / unit + 1.2 * light.blur_px)))))
+    lit = cv2.multiply(cv2.convertScaleAbs(seen.lit, alpha=128.0), cv2.LUT(edge, _DARKENED[FOLDED]), scale=1 / 255)
+    shadowed = cv2.LUT(edge, _DARKENED[round(32 * min(max(look.shadow, 0.0), 1.0))])
+    down, across = _texture_size(size)
+    opaque = corners(look.kind, down, across)
     if opaque is not None:
-        opaque = move(opaque)
-    if light.blur_px * unit > 0.3:
-        cloth = cv2.GaussianBlur(cloth, (5, 5), light.blur_px * unit)  # type: ignore[assignment]
-        if opaque is not None:
-            opaque = cv2.GaussianBlur(opaque, (5, 5), light.blur_px * unit)  # type: ignore[assignment]
-    cloth = cv2.transform(cloth, _tint(light))  # type: ignore[assignment]
-    # The outline is as soft as the picture.
-    alpha = outside * (-1.0 / (1.3 + 1.2 * light.blur_px * unit))
-    alpha += 0.5
-    np.minimum(np.maximum(alpha, 0.0, out=alpha), 1.0, out=alpha)
-    if opaque is not None:
-        alpha *= opaque
-        alpha *= 1 / 255
-    # Next to the outline the mask's edge is folded over and turns away from the light, and little light gets to the
-    # skin beside it.
-    near = np.abs(outside, out=outside)
-    near *= -0.2 / unit
-    near += 1.0
-    np.maximum(near, 0.0, out=near)
-    near *= near
+        coverage = cv2.multiply(coverage, move(opaque), scale=1 / 255)
+    cloth = dyed(look, down, across, 0.0, move, lit=lit, tint=_tint(light))  # type: ignore[arg-type]
+    if light.grain > 0.1:
+        cloth = _grainy(cloth, look.wrinkle_seed, light.grain)
 
     result = image.copy()
     if seen.shown:
         _draw_loops(result, seen.loops, seen.shown, look, light, size)
-    lit *= 1.0 - 0.2 * near
-    cloth = cv2.multiply(cloth, _three(lit, 128.0), scale=1 / 128)  # type: ignore[assignment]
-    if light.grain > 0.1:
-        cloth = _grainy(cloth, look.wrinkle_seed, light.grain)
-    # What is left of the skin, shadowed.
-    near *= -0.5 * look.shadow
-    near += 1.0
-    near *= 1.0 - alpha
     region = np.zeros((size, size), np.uint8)
-    region[part] = coverage = cv2.convertScaleAbs(alpha, alpha=255.0)
-    skin = cv2.multiply(result[part], _three(near, 255.0), scale=1 / 255)
+    region[part] = coverage
+    rest = cv2.multiply(shadowed, cv2.bitwise_not(coverage), scale=1 / 255)
+    skin = cv2.multiply(result[part], cv2.cvtColor(rest, cv2.COLOR_GRAY2RGB), scale=1 / 255)
     mask = cv2.multiply(cloth, cv2.cvtColor(coverage, cv2.COLOR_GRAY2RGB), scale=1 / 255)
     cv2.add(skin, mask, dst=result[part])
     return Masked(result, region, look.kind, look.wearing)
 
 
-def _three(plane: FloatArray, one: float) -> UInt8Array:
-    """(H, W, 3) uint8, a plane of numbers for all three channels; 1 becomes `one`."""
-    return cv2.cvtColor(cv2.convertScaleAbs(plane, alpha=one), cv2.COLOR_GRAY2RGB)  # type: ignore[return-value]
+EDGE_STEPS = 24
+"""Steps a pixel of a 112 px crop in which distances from the outline are told; five pixels to either side are."""
+FOLDED = 13
+"""How dark the folded edge is, number in `_DARKENED`."""
+_DISTANCE = (np.arange(256) - 128.0) / EDGE_STEPS
+_NEAR = np.maximum(1 - np.abs(_DISTANCE) / 5, 0.0) ** 2
+_DARKENED = [np.rint(255 * (1 - strength / 64 * _NEAR)).astype(np.uint8) for strength in range(33)]
+"""By strength of a shadow, in 64ths: what it leaves of the light, of 255, at every distance."""
+
+
+@lru_cache(maxsize=64)
+def _covered(wide: int) -> UInt8Array:
+    """Coverage, of 255, at every distance: from all to nothing over `wide` sixteenths of a pixel of a 112 px crop."""
+    covered: UInt8Array = np.rint(255 * (0.5 - _DISTANCE * (16 / wide)).clip(0, 1)).astype(np.uint8)
+    return covered
 
 
 def _tint(light: Light) -> Array:
@@ -370,14 +390,15 @@ _SHARES = (0.299, 0.587, 0.114)
 _LUMA = np.array(_SHARES)
 
 
+NOISE_PX = 512
 GRAIN_LEVELS = 24.0
 """Standard deviation of the field of noise, grey levels."""
 
 
 @lru_cache(maxsize=1)
 def _noise() -> UInt8Array:
-    """(512, 512, 3) uint8 about 128, the same in all three channels."""
-    field = np.random.default_rng(20211).standard_normal((512, 512)).astype(np.float32)
+    """(NOISE_PX, NOISE_PX, 3) uint8 about 128, the same in all three channels."""
+    field = np.random.default_rng(20211).standard_normal((NOISE_PX, NOISE_PX)).astype(np.float32)
     levels = np.rint(128 + GRAIN_LEVELS * field).clip(0, 255).astype(np.uint8)
     return cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB)  # type: ignore[return-value]
 
@@ -385,6 +406,6 @@ def _noise() -> UInt8Array:
 def _grainy(cloth: UInt8Array, seed: int, strength: float) -> UInt8Array:
     """The cloth (H, W, 3) with noise: a window of a fixed field, chosen by the seed."""
     height, width = cloth.shape[:2]
-    y, x = seed % max(512 - height, 1), (seed // 512) % max(512 - width, 1)
+    y, x = seed % max(NOISE_PX - height, 1), (seed // NOISE_PX) % max(NOISE_PX - width, 1)
     share = strength / GRAIN_LEVELS
     return cv2.addWeighted(cloth, 1.0, _noise()[y : y + height, x : x + width], share, -128 * share)  # type: ignore[return-value]

@@ -104,16 +104,17 @@ class Worn:
     """A mask on the generic face.
 
     Args:
-        points: (P, 3) mm: the grid's V * U, then those of the loops, from the mask's edge to behind the ears (the first
-            half of the loops is on the picture's left), then, where the nose hangs over the mask, its lower rim.
-        modes: (M, 3 P) mm: how one standard deviation of each of the face's modes moves the points, flat; taken where
-            the points of the usual size lie.
+        points: (3, P) float32 mm, x, y, z: the grid's V * U, then those of the loops, from the mask's edge to behind
+            the ears (the first half of the loops is on the picture's left), then, where the nose hangs over the mask,
+            its lower rim.
+        modes: (M, 3 P) float32 mm: how one standard deviation of each of the face's modes moves the points, flat;
+            taken where the points of the usual size lie.
         normals: (V, U, 3) float32 unit vectors, outwards.
         loops: how many there are, of `LOOP_POINTS` points.
     """
 
-    points: Array
-    modes: Array
+    points: FloatArray
+    modes: FloatArray
     normals: FloatArray
     loops: int
 
@@ -128,56 +129,53 @@ def put_on(look: Look) -> Worn:
     """The mask where `look` says, on the mean face."""
     cut = _cut(look.kind, look.wearing)
     points, normals = _points(cut, look.size, look.drop, look.tilt, look.slack)
-    return Worn(points, cut.modes, normals, len(cut.loops_NL3))
+    return Worn(points, cut.modes, normals, cut.loops)
 
 
-def _points(cut: _Cut, size: float, drop: float, tilt: float, slack: float) -> tuple[Array, FloatArray]:
+def _points(cut: _Cut, size: float, drop: float, tilt: float, slack: float) -> tuple[FloatArray, FloatArray]:
     """`Worn.points` and `Worn.normals`."""
-    height_VU = cut.length_VU * size
-    height_VU += cut.top_U + 100.0 * drop
-    # Twice as large is not twice as wide: more of it stands off.
-    angle_VU = cut.angle_VU * (0.4 + 0.6 * size)
-    sine, cosine = np.sin(angle_VU), np.cos(angle_VU)
+    points = cut.blank_3P.copy()
+    x, y, z = points[:, : ROWS * COLUMNS].reshape(3, ROWS, COLUMNS)
+    np.multiply(cut.length_VU, np.float32(size), out=y)
+    y += cut.top_U + np.float32(100.0 * drop)
     if tilt:
-        height_VU += (tilt * 60.0) * sine
-    row = ((height_VU - HEIGHT_MM[0]) * (1 / HEIGHT_MM[2])).astype(np.float32)
-    column = (angle_VU * (180 / np.pi / ANGLE_DEG[2]) - ANGLE_DEG[0] / ANGLE_DEG[2]).astype(np.float32)
+        y += np.float32(tilt * 60.0) * cut.sine_VU
+    # Twice as large is not twice as wide: more of it stands off.
+    angle = cut.angle_VU * np.float32(0.4 + 0.6 * size)
+    row = (y - np.float32(HEIGHT_MM[0])) * np.float32(1 / HEIGHT_MM[2])
+    column = (angle - _FIRST_ANGLE) * _PER_ANGLE
     found = cv2.remap(cut.map_RQ4, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     reach = cv2.remap(_skin(), column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    reach += found[..., 3] * np.float32(slack)
-    loops, rim = cut.loops_NL3, cut.rim_N3
-    points = np.empty((ROWS * COLUMNS + loops.shape[0] * LOOP_POINTS + len(rim), 3))
-    grid = points[: ROWS * COLUMNS].reshape(ROWS, COLUMNS, 3)
-    np.multiply(reach, sine, out=grid[..., 0])
-    grid[..., 1] = height_VU
-    np.multiply(reach, cosine, out=grid[..., 2])
-    grid[..., 2] += AXIS_Z
-    if len(loops):
+    cv2.polarToCart(cv2.scaleAdd(cv2.extractChannel(found, 3), slack, reach), angle, x=z, y=x)
+    z += np.float32(AXIS_Z)
+    if cut.loops:
         # They begin at the mask's edge as it is, and end where they always do.
-        moved = loops + (points[cut.loop_start] - loops[:, 0])[:, None] * _FADE
-        points[ROWS * COLUMNS : ROWS * COLUMNS + moved.size // 3] = moved.reshape(-1, 3)
-    if len(rim):
-        points[-len(rim) :] = rim
+        lines = points[:, ROWS * COLUMNS : ROWS * COLUMNS + cut.loops * LOOP_POINTS].reshape(3, cut.loops, LOOP_POINTS)
+        lines += points[:, cut.loop_start, None] * _FADE
     return points, found[..., :3]
 
 
-_FADE = np.linspace(1, 0, LOOP_POINTS)[:, None]
+_FADE = np.linspace(1, 0, LOOP_POINTS, dtype=np.float32)
+_FIRST_ANGLE = np.float32(np.radians(ANGLE_DEG[0]))
+_PER_ANGLE = np.float32(180 / np.pi / ANGLE_DEG[2])
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """A kind and a way of wearing it, ready: the upper edge and the lengths from it down (mm), angles (radians), the
-    map of normals and tent (x, y, z, mm over the skin), the loops of the usual size, the grid places they begin at,
-    the nose's rim where it hangs over the mask, and `Worn.modes`."""
+    """A kind and a way of wearing it, ready: the upper edge and the lengths from it down (mm), angles (radians) and
+    their sines, the map of normals and tent (x, y, z, mm over the skin), how many loops there are, the grid places
+    they begin at, `Worn.points` before they are known (0 but for the nose's rim, where it hangs over the mask, and for
+    the loops, less what their beginnings give them), and `Worn.modes`."""
 
-    top_U: Array
-    length_VU: Array
-    angle_VU: Array
+    top_U: FloatArray
+    length_VU: FloatArray
+    angle_VU: FloatArray
+    sine_VU: FloatArray
     map_RQ4: FloatArray
-    loops_NL3: Array
+    loops: int
     loop_start: NDArray[np.intp]
-    rim_N3: Array
-    modes: Array
+    blank_3P: FloatArray
+    modes: FloatArray
 
 
 @lru_cache(maxsize=1)
@@ -206,19 +204,23 @@ def _cut(kind: Kind, wearing: Wearing) -> _Cut:
             starts.append(row * COLUMNS + edge)
             start = float(top[edge] + length_VU[row, edge])
             lines.append(_line(float(angle_VU[row, edge]), start, sign * float(np.radians(end)), height))
+    loops = np.array(lines).reshape(-1, LOOP_POINTS, 3)
+    rim = _NOSE_RIM if wearing == "under-nose" else np.empty((0, 3))
+    fading = (loops - loops[:, :1] * _FADE[:, None]).reshape(-1, 3)
     cut = _Cut(
-        top_U=top,
-        length_VU=length_VU,
-        angle_VU=angle_VU,
+        top_U=top.astype(np.float32),
+        length_VU=length_VU.astype(np.float32),
+        angle_VU=angle_VU.astype(np.float32),
+        sine_VU=np.sin(angle_VU).astype(np.float32),
         map_RQ4=_tent(kind, wearing),
-        loops_NL3=np.array(lines).reshape(-1, LOOP_POINTS, 3),
+        loops=len(loops),
         loop_start=np.array(starts, np.intp),
-        rim_N3=_NOSE_RIM if wearing == "under-nose" else np.empty((0, 3)),
-        modes=np.empty(0),
+        blank_3P=np.concatenate([np.zeros((ROWS * COLUMNS, 3)), fading, rim]).astype(np.float32).T.copy(),
+        modes=np.empty((0, 0), np.float32),
     )
-    usual, _ = _points(cut, 1.0, 0.0, 0.0, 1.0)
-    modes = np.stack([(reshape(usual, one) - usual).ravel() for one in np.eye(len(MODES))])
-    return replace(cut, modes=modes)
+    usual = _points(cut, 1.0, 0.0, 0.0, 1.0)[0].T.astype(np.float64)
+    modes = np.stack([(reshape(usual, one) - usual).T.ravel() for one in np.eye(len(MODES))])
+    return replace(cut, modes=modes.astype(np.float32))
 
 
 def _tent(kind: Kind, wearing: Wearing) -> FloatArray:
