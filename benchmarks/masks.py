@@ -1,12 +1,15 @@
 """Masked 112 px crops a second on one core: both tools, beside a bare warp and blend, and the loader with masks.
 
     python benchmarks/masks.py [--crops 512] [--rounds 9] [--data PREPARED] [--tools template uv] [--loader]
-                                [--sheet FILE.jpg]
+                                [--worn 4096] [--sheet FILE.jpg]
 
-Whole `wear` calls, landmarks given (five, as `visard prepare` keeps them), a new look for every crop, on one pinned
-core. The floor, measured in the same rounds: a ready RGBA mask warped onto the crop by one cv2.warpAffine and blended
-in float32 as numpy users write it; and the same with OpenCV's 8-bit operations. Medians over rounds of processor time.
-The named peer is MaskTheFace, whose published rate with landmarks given is 62-113 images a second.
+Whole `wear` calls, landmarks given (five, as `visard prepare` keeps them), on one pinned core, processor time, a new
+look for every crop. Two rates: of the process's first crops, which draw creases, patterns, prints and views that are
+then kept; and as training meets it once `--worn` masks have been put on: medians over rounds, each with looks that no
+round before had, some of which still need a plane or a view that was never drawn. The floor, measured in the same
+rounds: a ready RGBA mask warped onto the crop by one cv2.warpAffine and blended in float32 as numpy users write it; and
+the same with OpenCV's 8-bit operations. The named peer is MaskTheFace, whose published rate with landmarks given is
+62-113 images a second.
 --loader: crops a second of `data.loader` with masks on 0, 15 and 35 % of the crops, both tools mixed, and with the
 augmentation in place but no masks.
 --sheet: a picture of every kind of mask worn by rendered faces, for the documentation.
@@ -22,6 +25,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +37,7 @@ from visard.config import DataConfig, MaskConfig
 from visard.data.dataset import open_dataset
 from visard.data.loader import Loader
 from visard.data.sampler import EpochSampler
-from visard.masks.augment import mask_augment, tool
+from visard.masks.augment import TOOLS, mask_augment, tool
 from visard.masks.records import COLOURS, KINDS, WEARINGS, Look, Masked, draw_look
 from visard.masks.texture import texture
 from visard.records import UInt8Array
@@ -51,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--crops", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--worn", type=int, default=4096)
     parser.add_argument("--data", default="")
     parser.add_argument("--tools", nargs="+", default=["template", "uv"])
     parser.add_argument("--loader", action="store_true")
@@ -66,23 +71,34 @@ def main() -> None:
     data = open_dataset(arguments.data or f"rendered:{arguments.crops}x1", size=112)
     rows = np.linspace(0, len(data) - 1, arguments.crops).astype(int).tolist()
     crops = [(data.image(row), data.points(row)) for row in rows]
-    looks = [draw_look(np.random.default_rng(k)) for k in range(len(crops))]
-    ways: dict[str, Callable[[], Any]] = {name: worn(name, crops, looks) for name in arguments.tools}
-    ways["floor, numpy float32"], ways["floor, OpenCV 8 bit"] = floors([image for image, _ in crops])
+    pick = np.random.default_rng(0)
+    first: dict[str, float] = {}
+    for name in TOOLS if arguments.loader else arguments.tools:
+        first[name] = len(crops) / seconds(worn(name, crops, pick))
+        for _ in range(len(crops), arguments.worn, len(crops)):
+            worn(name, crops, pick)()
+    ways: dict[str, Callable[[], Callable[[], Any]]] = {n: partial(worn, n, crops, pick) for n in arguments.tools}
+    numpy_way, opencv_way = floors([image for image, _ in crops])
+    ways |= {"floor, numpy float32": lambda: numpy_way, "floor, OpenCV 8 bit": lambda: opencv_way}
     rates = measured(ways, len(crops), arguments.rounds)
     print(f"112 px, one core, crops a second, medians (fastest) of {arguments.rounds} rounds of {len(crops)} crops")
     for name, (median, best) in rates.items():
-        beside = f"  {median / PEER[1]:5.1f}-{median / PEER[0]:.1f} x MaskTheFace" if name in arguments.tools else ""
+        beside = ""
+        if name in arguments.tools:
+            beside = (
+                f"  {median / PEER[1]:5.1f}-{median / PEER[0]:.1f} x MaskTheFace; the first crops {first[name]:,.0f}"
+            )
         print(f"  {name:22} {median:8,.0f} ({best:,.0f}){beside}")
-    answer: dict[str, Any] = {"crops_per_second": {name: median for name, (median, _) in rates.items()}}
+    answer: dict[str, Any] = {"crops_per_second": {name: median for name, (median, _) in rates.items()}, "first": first}
     if arguments.loader:
         answer["loader"] = loader_rates(data, arguments.rounds)
     print(json.dumps(answer))
 
 
-def worn(name: str, crops: list[Any], looks: list[Look]) -> Callable[[], int]:
-    """All crops with their masks on; how many were refused."""
+def worn(name: str, crops: list[Any], pick: np.random.Generator) -> Callable[[], int]:
+    """Puts masks that were never worn before on all crops; how many were refused."""
     wear = tool(name)
+    looks = [draw_look(pick) for _ in crops]
 
     def run() -> int:
         refused = 0
@@ -115,29 +131,37 @@ def floors(images: list[UInt8Array]) -> tuple[Callable[[], None], Callable[[], N
     return numpy_way, opencv_way
 
 
-def measured(ways: dict[str, Callable[[], Any]], count: int, rounds: int) -> dict[str, tuple[float, float]]:
-    """Crops a second of each way: median and fastest of alternating rounds, after one that warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+def measured(
+    ways: dict[str, Callable[[], Callable[[], Any]]], count: int, rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Crops a second of each way: median and fastest of alternating rounds, after one that warms up.
+
+    Args:
+        ways: by name, what makes a round's work ready (not timed) and gives it.
+    """
+    took: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(rounds + 1):
         for name, way in ways.items():
-            start = time.process_time()
-            way()
+            spent = seconds(way())
             if round_:
-                seconds[name].append(time.process_time() - start)
-    return {name: (count / statistics.median(took), count / min(took)) for name, took in seconds.items()}
+                took[name].append(spent)
+    return {name: (count / statistics.median(spent), count / min(spent)) for name, spent in took.items()}
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Processor time of it."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
 
 
 def loader_rates(data: Any, rounds: int) -> dict[str, float]:
-    """Crops a second of the loader in this process, by share of masks: medians of alternating passes.
-
-    Each pass goes over the same masks twice, and the second time is taken: views, creases and patterns are drawn when
-    first worn (some 10 ms each, a few hundred in all), once in a run.
-    """
+    """Crops a second of the loader in this process, by share of masks: medians of alternating passes, each with its own
+    masks, after `--worn` masks of both tools."""
     ratios = (*RATIOS[:1], SELDOM, *RATIOS[1:])
     rates: dict[float, list[float]] = {ratio: [] for ratio in ratios}
     for round_ in range(rounds):
         for ratio in ratios:
-            loader_pass(data, ratio, round_)
             rates[ratio].append(loader_pass(data, ratio, round_))
     medians = {f"{ratio:g}": statistics.median(values) for ratio, values in rates.items()}
     for ratio, value in medians.items():

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from visard.functional import face_surface
 from visard.functional.face_surface import (
     ANGLE_DEG,
     AXIS_Z,
@@ -70,6 +71,31 @@ def test_pose_is_found_again(yaw: int, pitch: int, roll: int) -> None:
     assert abs(math.degrees(found.roll) - roll) < 2
     assert found.scale == pytest.approx(0.57, rel=0.01)
     assert found.error_mm < 0.6
+
+
+@pytest.mark.parametrize(("count", "jaws"), [(5, True), (10, True), (10, False)])
+def test_a_step_is_that_of_gauss_and_newton(count: int, jaws: bool) -> None:
+    """The kept matrix against derivatives by differences, at the pose that it was made for; how near to the camera a
+    place is does not change in a step."""
+    tables, random = face_surface._tables(count), np.random.default_rng(count)
+    yaw_steps, pitch_steps = 11, -4
+    state = np.zeros(6 + len(MODES))
+    state[:2] = face_surface._STEP_RAD * yaw_steps, face_surface._STEP_RAD * pitch_steps
+    wanted = random.normal(0, 30, (count, 2))
+    nearer = 1000 / (1000 - (face_surface._turn(*state[:3]) @ tables.places.reshape(-1, 3).T)[2])
+
+    def off(state: np.ndarray) -> np.ndarray:
+        places = (tables.places + state[6:] @ tables.modes).reshape(-1, 3)
+        turned = (face_surface._turn(*state[:3]) @ places.T)[:2] * nearer
+        return (wanted - math.exp(state[3]) * turned.T - state[4:6]).ravel()
+
+    weight = np.repeat(tables.weight * (1 if jaws else np.arange(count) < 8), 2)
+    rows = np.stack([(off(state - 1e-5 * one) - off(state + 1e-5 * one)) / 2e-5 for one in np.eye(len(state))], axis=1)
+    rows = rows * weight[:, None]
+    prior = np.array([0, face_surface._PITCH_RAD**-2, 0, 0, 0, 0] + [1.0] * len(MODES))
+    expected = np.linalg.solve(rows.T @ rows + np.diag(prior), rows.T @ (weight * off(state)) - prior * state)
+    step = face_surface._step(count, jaws, yaw_steps, pitch_steps)
+    np.testing.assert_allclose(step @ np.concatenate([off(state), state]), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("yaw", [-45, 0, 30])

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from visard.masks import texture as drawn
 from visard.masks.motifs import PATTERNS
 from visard.masks.records import KINDS, Look, draw_look
 from visard.masks.texture import CREASES, dyed, layers, texture
@@ -103,3 +104,35 @@ def test_coloured_in_the_crop_is_as_coloured_before(kind: str, mirrored: bool) -
         printed = layers(look, 96, 128).pattern is not None
         assert off.mean() < (1.0 if printed else 0.5)
         assert (off > 2).mean() < (0.07 if printed else 0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lit_in_the_crop_is_as_lit_after(kind: str) -> None:
+    """What is one colour is lit before it has it: that differs by rounding."""
+    lit = np.broadcast_to(np.linspace(60, 150, 56).astype(np.uint8), (40, 56)).copy()
+    tint = np.array([[0.7, 0.1, 0.0], [0.05, 0.6, 0.0], [0.0, 0.1, 0.5]])
+    for seed in range(12):
+        look = replace(draw_look(np.random.default_rng(seed)), kind=kind, colour=(120, 90, 130))  # type: ignore[arg-type]
+        plain = dyed(look, 40, 56, 0.0, lambda planes: planes)
+        expected = (plain @ tint.T * (lit[..., None] / 128)).clip(0, 255)
+        off = np.abs(dyed(look, 40, 56, 0.0, lambda planes: planes, lit=lit, tint=tint) - expected)
+        assert off.mean() < 0.8
+        assert off.max() < 4
+
+
+def test_what_was_drawn_once_is_kept() -> None:
+    """Every plane of a size fits into its store, for both tools' sizes at once."""
+    stores = (drawn._folds, drawn._creases, drawn._pattern, drawn._fitted, drawn._print)
+    assert 2 * 2 * max(len(KINDS) * 8, 2 * CREASES, len(PATTERNS) * drawn.PATTERN_DRAWS, 2 * drawn.PRINTS) <= drawn.KEPT
+    looks = [replace(draw_look(np.random.default_rng(k)), logo_seed=k % 2 * k or None) for k in range(150)]
+
+    def fresh() -> list[int]:
+        before = [store.cache_info().misses for store in stores]
+        for look in looks:
+            for size in ((12, 16), (15, 20)):
+                for mirrored in (False, True):
+                    layers(look, *size, mirrored=mirrored)
+        return [store.cache_info().misses - then for store, then in zip(stores, before, strict=True)]
+
+    assert all(fresh())
+    assert not any(fresh())
