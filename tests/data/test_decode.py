@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from visard.data import decode as decoding
-from visard.data.decode import decode, decode_into
+from visard.data.decode import crops, decode, decode_into, decode_usual
 from visard.errors import FormatError
 
 S = 48
@@ -85,6 +85,42 @@ def unusual(kind: str) -> bytes:
 def test_what_is_unusual_is_what_opencv_makes_of_it(kind: str) -> None:
     data = unusual(kind)
     assert (decode(data, S, False, "a") == by_opencv(data)).all()
+
+
+@pytest.mark.parametrize("size", [S, 47])
+def test_crops_are_where_no_row_is_written_past_the_cache(size: int) -> None:
+    images = crops(3, size)
+    assert images.shape == (3, size, size, 3)
+    assert images.flags.c_contiguous
+    assert images.ctypes.data % 2 == 1
+
+
+KINDS = ["usual", "other quality", "short", "broken", "empty", "progressive", "grey", "png", "turned", "padded"]
+
+
+def of_kind(kind: str) -> bytes:
+    if kind in ("short", "broken"):  # less than the head of a usual one, and damage behind it
+        return jpeg()[:40] + b"\xff\xd9" if kind == "short" else jpeg()[:300] + b"\xff\xd9"
+    named = {"usual": jpeg(), "other quality": jpeg(cv2.IMWRITE_JPEG_QUALITY, 40), "empty": b""}
+    return named[kind] if kind in named else unusual(kind)
+
+
+@given(st.lists(st.tuples(st.sampled_from(KINDS), st.booleans()), min_size=1, max_size=8))
+def test_of_files_in_one_the_usual_ones_are_decoded_and_the_others_left(files: list[tuple[str, bool]]) -> None:
+    pytest.importorskip("simplejpeg", reason="no build of it for this platform")
+    data, spans = jpeg(), []  # an empty file lies behind one that ends as it should
+    for kind, _ in files:
+        file = of_kind(kind)
+        spans.append((len(data), len(data) + len(file)))
+        data += file
+    mirrored = [flip for _, flip in files]
+    images = crops(len(files), S)
+    left = decode_usual(images, data, spans, mirrored)
+    assert left == [i for i, (kind, _) in enumerate(files) if kind not in ("usual", "other quality")]
+    for i in set(range(len(files))) - set(left):
+        expected = by_opencv(of_kind(files[i][0]))
+        assert expected is not None
+        assert (images[i] == (expected[:, ::-1] if mirrored[i] else expected)).all()
 
 
 @given(st.lists(st.tuples(st.integers(0, len(jpeg()) - 1), st.integers(0, 7)), min_size=1, max_size=4))

@@ -28,6 +28,7 @@ from visard.console import say
 from visard.data.augment import augmentation, in_order
 from visard.data.broken import readable
 from visard.data.dataset import BatchedDataset, BatchedPoints, FaceDataset, WritingDataset
+from visard.data.decode import crops
 from visard.data.framing import Photographs
 from visard.data.lines import take
 from visard.data.sampler import EpochSampler
@@ -225,7 +226,7 @@ class _BatchMaker(Dataset[dict[str, Any]]):
         streams = ids if repeats is None else tuple(f"{i}\n{n}" if n else i for i, n in zip(ids, repeats, strict=True))
         flipped = random.flips(streams, self._flip_probability)
         if slot is None or self.slots is None:
-            images = np.empty((len(indices), dataset.size, dataset.size, 3), np.uint8)
+            images = crops(len(indices), dataset.size)
         else:
             images = self.slots.rows(slot, len(indices))
         if self._framing is not None and isinstance(dataset, Photographs):

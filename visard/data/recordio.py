@@ -68,6 +68,9 @@ class Record:
 class RecordFile:
     """A `.rec` file, memory-mapped. Pickles as its path, so that it may be handed to worker processes.
 
+    Attributes:
+        data: all of the file.
+
     Raises:
         FormatError: the file is missing or empty.
     """
@@ -76,14 +79,14 @@ class RecordFile:
         self.path = Path(path)
         try:
             with open(self.path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError as error:
             raise FormatError(self.path, "there is no such file; check the name") from error
         except IsADirectoryError as error:
             raise FormatError(self.path, "is a folder, not a record file; name the .rec in it") from error
         except ValueError as error:  # mmap refuses a file of 0 bytes
             raise FormatError(self.path, "is empty; copy it again", 0) from error
-        self.size = len(self._map)
+        self.size = len(self.data)
 
     def __reduce__(self) -> tuple[type[RecordFile], tuple[Path]]:
         return RecordFile, (self.path,)
@@ -102,20 +105,21 @@ class RecordFile:
 
     def image(self, offset: int) -> bytes:
         """`record(offset).image` in a third of the time: one look at the header and one copy."""
-        return next(self.images((offset,)))[0]
+        ((start, end),) = self.spans((offset,))
+        return self.data[start:end] if start else self.record(offset).image
 
-    def images(self, offsets: Iterable[int]) -> Iterator[tuple[bytes, Path, int]]:
-        """(`image(offset)`, path, offset) of each, for the loader."""
-        data, path, size, words = self._map, self.path, self.size, _WORDS_AND_FLAG.unpack_from
-        front, last = _WORDS.size + _HEADER.size, self.size - _WORDS_AND_FLAG.size
+    def spans(self, offsets: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """Where the image of each record is in `data`: (start, end); (0, 0) if it is in parts or broken."""
+        data, size, words = self.data, self.size, _WORDS_AND_FLAG.unpack_from
+        front, behind, last = _WORDS.size + _HEADER.size, _WORDS.size, self.size - _WORDS_AND_FLAG.size
         for offset in offsets:
             if 0 <= offset <= last:
                 magic, word, flag = words(data, offset)
-                start, end = offset + front + 4 * flag, offset + _WORDS.size + word
+                start, end = offset + front + 4 * flag, offset + behind + word
                 if magic == MAGIC and word <= MAX_LENGTH and start <= end <= size:  # whole, since the kind bits are 0
-                    yield data[start:end], path, offset
+                    yield start, end
                     continue
-            yield self.record(offset).image, path, offset
+            yield 0, 0
 
     def scan(self, problems: list[FormatError] | None = None) -> Iterator[tuple[int, bytes]]:
         """(offset, payload) of every record from the file's start; needs no index.
@@ -138,11 +142,11 @@ class RecordFile:
 
     def _next_start(self, offset: int) -> int:
         """The first place from `offset` on where a record may begin, the file's size if there is none."""
-        at = self._map.find(_MAGIC_BYTES, offset)
+        at = self.data.find(_MAGIC_BYTES, offset)
         while 0 <= at <= self.size - _WORDS.size:
-            if at % 4 == 0 and _WORDS.unpack_from(self._map, at)[1] >> 29 in (_WHOLE, _FIRST):
+            if at % 4 == 0 and _WORDS.unpack_from(self.data, at)[1] >> 29 in (_WHOLE, _FIRST):
                 return at
-            at = self._map.find(_MAGIC_BYTES, at + 1)
+            at = self.data.find(_MAGIC_BYTES, at + 1)
         return self.size
 
     def first_labels(self, offsets: Int64Array, problems: list[FormatError] | None = None) -> Float32Array:
@@ -153,7 +157,7 @@ class RecordFile:
             problems: where given, what is wrong is added to it, and the label is NaN.
         """
         labels = np.empty(len(offsets), np.float32)
-        data = np.frombuffer(self._map, np.uint8)
+        data = np.frombuffer(self.data, np.uint8)
         for start in range(0, len(offsets), _HEADER_ROWS):
             rows = offsets[start : start + _HEADER_ROWS]
             whole = rows <= self.size - _FRONT.itemsize
@@ -184,7 +188,7 @@ class RecordFile:
                 raise FormatError(
                     self.path, f"a record should start here but the file has {self.size} bytes; copy it again", position
                 )
-            magic, word = _WORDS.unpack_from(self._map, position)
+            magic, word = _WORDS.unpack_from(self.data, position)
             if magic != MAGIC:
                 problem = f"no record starts here (found {magic:#010x}, expected {MAGIC:#010x})"
                 problem += "; copy the file and its index again"
@@ -202,7 +206,7 @@ class RecordFile:
                     f"part kind {part} is out of order in a record of several parts; copy the file again",
                     position,
                 )
-            parts.append(self._map[start : start + length])
+            parts.append(self.data[start : start + length])
             if part == _WHOLE:
                 return parts[0], following
             if part == _LAST:

@@ -30,7 +30,9 @@ class Slots:
 
     def __init__(self, count: int, images: int, size: int) -> None:
         self._shape = (count, images, size, size, 3)
-        self._memory = RawArray(ctypes.c_ubyte, math.prod(self._shape))
+        self._memory = RawArray(
+            ctypes.c_ubyte, 1 + math.prod(self._shape)
+        )  # from an odd address on, see `decode.crops`
         self._free = deque(range(count))
         self._reserved: set[int] = set()
 
@@ -51,8 +53,8 @@ class Slots:
         self._reserved.clear()
 
     def rows(self, slot: int, images: int) -> UInt8Array:
-        """(images, S, S, 3) uint8: the first crops of a slot."""
-        return np.frombuffer(self._memory, np.uint8).reshape(self._shape)[slot, :images]
+        """(images, S, S, 3) uint8: the first crops of a slot, at an odd address as those of `decode.crops`."""
+        return np.frombuffer(self._memory, np.uint8)[1:].reshape(self._shape)[slot, :images]
 
     def hand_out(self, slot: int, images: int) -> UInt8Array:
         """`rows`, which keep their slot until the last tensor or array on them is gone."""

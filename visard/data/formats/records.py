@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visard.data import array_cache
-from visard.data.decode import decode_into
+from visard.data.decode import decode_into, decode_usual
 from visard.data.formats.encoded import EncodedDataset, scale_points
 from visard.data.lines import Lines, Numbers
 from visard.data.npy import map_npy
@@ -80,7 +80,11 @@ class RecordDataset(EncodedDataset):
         return self._file.path, int(self._offsets[index])
 
     def images_into(self, indices: Int64Array, images: UInt8Array, flipped: NDArray[np.bool_]) -> None:
-        decode_into(images, self._file.images(self._offsets[indices].tolist()), self._resize, flipped.tolist())
+        offsets, mirrored = self._offsets[indices], flipped.tolist()
+        for i in decode_usual(images, self._file.data, self._file.spans(offsets.tolist()), mirrored):
+            path, offset = self.where(int(indices[i]))
+            file = (self.encoded(int(indices[i])), path, offset)
+            decode_into(images[i : i + 1], (file,), self._resize, (mirrored[i],))
 
     def all_points(self, indices: Int64Array) -> Float32Array:
         if self._points is None:
