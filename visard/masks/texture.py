@@ -340,10 +340,15 @@ class _Canvas:
         self._weight = np.zeros(self._size, np.float32)
 
     def polygon(self, points: list[tuple[float, float]], colour: tuple[int, ...], weight: float) -> None:
-        area = np.zeros(self._size, np.uint8)
-        scaled = np.array([(x * self._size[1], y * self._size[0]) for x, y in points])
-        cv2.fillPoly(area, [np.rint(scaled).astype(np.int32)], 255)
-        self._put(area > 0, colour, weight)
+        scaled = np.rint([(x * self._size[1], y * self._size[0]) for x, y in points]).astype(np.int32)
+        first = scaled.min(axis=0).clip(0)
+        columns, rows = np.minimum(scaled.max(axis=0) + 1, self._size[::-1]) - first
+        if rows <= 0 or columns <= 0:
+            return
+        area = np.zeros((rows, columns), np.uint8)
+        cv2.fillPoly(area, [scaled - first], 255)
+        part = (slice(first[1], first[1] + rows), slice(first[0], first[0] + columns))
+        self._put(part, area > 0, colour, weight)
 
     def box(self, x: float, y: float, half_x: float, half_y: float, colour: tuple[int, ...], weight: float) -> None:
         corners = [
@@ -387,10 +392,11 @@ class _Canvas:
         part.flags.writeable = False
         return part
 
-    def _put(self, area: NDArray[np.bool_], colour: tuple[int, ...], weight: float) -> None:
-        self._colour[area] = (1 - weight) * self._colour[area] + weight * np.array(colour, np.float32)
-        self._colour[area & (self._weight == 0)] = colour
-        self._weight[area] = np.maximum(self._weight[area], weight)
+    def _put(self, part: tuple[slice, slice], area: NDArray[np.bool_], colour: tuple[int, ...], weight: float) -> None:
+        under, weights = self._colour[part], self._weight[part]
+        under[area] = (1 - weight) * under[area] + weight * np.array(colour, np.float32)
+        under[area & (weights == 0)] = colour
+        weights[area] = np.maximum(weights[area], weight)
 
 
 # --- planes -------------------------------------------------------------------------------------------------------
