@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,22 @@ def render_photographs(folder: str, first_identity: int) -> None:
     truth.unlink()
 
 
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reader's folder, rendered once."""
+    folder = tmp_path_factory.mktemp("reader")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        render_photographs("photographs", 500)
+        render_photographs("others", 900)
+    return folder
+
+
 @pytest.fixture
-def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reader's folder."""
+def photographs(rendered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of it to work in."""
+    shutil.copytree(rendered, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    render_photographs("photographs", 500)
-    render_photographs("others", 900)
 
 
 def run_page(page: str, monkeypatch: pytest.MonkeyPatch, *, true_points: bool) -> None:

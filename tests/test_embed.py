@@ -279,7 +279,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def shared(count: int, **options: object) -> list[tuple[int, str, str]]:
-    return processes.finish(processes.start(count, "-m", "tests.embed_share", json.dumps(options, default=str)))
+    return processes.results(count, "-m", "tests.embed_share", json.dumps(options, default=str))
 
 
 def test_several_processes_give_the_bytes_of_one(tmp_path: Path) -> None:

@@ -47,9 +47,10 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2 processes x 4 images, 12 steps, no batch norm."""
+    """2 fresh processes x 4 images, 12 steps, no batch norm: what elsewhere forks do."""
     out = tmp_path_factory.mktemp("two") / "run"
-    train(2, out, batch_norm=False, evaluate=True, run=RUN)
+    options = {"out": str(out), "batch_norm": False, "evaluate": True, "run": RUN}
+    processes.run(2, *TINY, json.dumps(options), fresh=True)
     return out
 
 
