@@ -107,12 +107,12 @@ def rounds(count):
         del buffers
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    rounds(5)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 5
-rounds(2)
+    rounds(2)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 2
+rounds(1)
 before = faults()
 kept = keep_freed_memory()
-rounds(10)
+rounds(3)
 print(int(kept), before, faults())
 """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}

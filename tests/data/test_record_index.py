@@ -145,10 +145,12 @@ def test_record_0_above_2_to_the_24(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     rows = np.zeros(images + 3, np.dtype([(n, record[n]) for n in record.names or ()] + [("image", "<f4", 2)]))  # type: ignore[misc]
     rows["magic"], rows["word"] = 0xCED7230A, rows.itemsize - 8
     rows["flag"][[0, -2, -1]] = 2
+    rows.tofile(tmp_path / "a.rec")
     for wrong in (images + 1 - 3, images + 1 + 5, images + 1):
         rows["image"][0] = wrong, wrong + 2
         assert abs(float(rows["image"][0, 0]) - (images + 1)) < 8
-        rows.tofile(tmp_path / "a.rec")
+        with open(tmp_path / "a.rec", "r+b") as file:
+            file.write(rows[:1].tobytes())
         offsets = np.arange(len(rows)) * rows.itemsize
         monkeypatch.setattr(record_index, "read_index", lambda path, o=offsets: (np.arange(len(o)), o))
         (tmp_path / "a.idx").touch()

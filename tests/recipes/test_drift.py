@@ -78,9 +78,20 @@ def test_a_turned_space_is_what_compensation_takes_back() -> None:
     assert torch.allclose(at_centre, 2.0 * then @ turn, atol=1e-5)
 
 
-def test_files_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    assert main([*shlex.split(RUN), "--out", str(out)]) == 0
+    return out
+
+
+def test_files_of_a_run(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([*shlex.split(RUN), "--out", "run"]) == 0
+    shutil.copytree(trained, "run")
+    capsys.readouterr()
     before = sorted(path for path in Path("run").rglob("*"))
     assert main(shlex.split("drift run out --steps 5 --lr 0.05 --classes 3 --json")) == 0
     value = json.loads("{" + capsys.readouterr().out.partition("{")[2])
@@ -95,12 +106,13 @@ def test_files_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert sorted(path for path in Path("run").rglob("*")) == before
 
 
-def test_a_students_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_students_run(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A head that distils, images without labels among the data; the teacher's embeddings are not made for a look."""
     monkeypatch.chdir(tmp_path)
-    assert main([*shlex.split(RUN), "--out", "teacher"]) == 0
-    student = "--out run --distill.method bigface --distill.teacher teacher --data.unlabelled rendered:3x4,first=900"
-    assert main([*shlex.split(RUN), *shlex.split(student)]) == 0
+    student = "--out run --distill.method bigface --data.unlabelled rendered:3x4,first=900"
+    assert main([*shlex.split(RUN), *shlex.split(student), "--distill.teacher", str(trained)]) == 0
     before = sorted(path for path in Path("run").rglob("*"))
     assert main(shlex.split("drift run out --steps 4 --lr 0.05 --classes 2")) == 0
     assert sorted(path for path in Path("run").rglob("*")) == before
