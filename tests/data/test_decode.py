@@ -123,6 +123,11 @@ def test_of_files_in_one_the_usual_ones_are_decoded_and_the_others_left(files: l
         assert (images[i] == (expected[:, ::-1] if mirrored[i] else expected)).all()
 
 
+def test_without_simplejpeg_all_files_in_one_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "simplejpeg", None)
+    assert decode_usual(crops(1, S), jpeg(), [(0, len(jpeg()))], [True]) == [0]
+
+
 @given(st.lists(st.tuples(st.integers(0, len(jpeg()) - 1), st.integers(0, 7)), min_size=1, max_size=4))
 def test_damage_is_seen_alike_with_and_without_simplejpeg(bits: list[tuple[int, int]]) -> None:
     damaged = bytearray(jpeg())

@@ -104,7 +104,7 @@ def decode_usual(
     rows = images.reshape(len(images), size, 3 * size)
     view, head, length, left = memoryview(data), b"-", 1, []
     for place, (row, (start, end), mirrored) in enumerate(zip(rows, spans, flipped, strict=True)):
-        usual = data[end - 2 : end] == _END
+        usual = simplejpeg is not None and data[end - 2 : end] == _END
         if usual and (start + length >= end or data[start : start + length] != head):  # most of a data set begin alike
             head = _head(data[start : min(end, start + _HEAD_BYTES)], size) or b"-"
             length, usual = len(head), len(head) > 1
