@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +16,7 @@ from visard.data.dataset import open_dataset
 from visard.data.formats.point_lists import read_point_list
 from visard.data.formats.template_lists import TemplateList, TemplatePairs, read_template_pairs, read_templates
 from visard.data.writer import DatasetWriter
+from visard.masks import template
 from visard.pages import encode_image
 
 IDS = [f"{number}.jpg" for number in range(1, 9)]
@@ -182,6 +185,7 @@ def test_images_that_are_not_there_or_refused_go_with_their_lines(
         (LISTED, "1 11 1\nx 11 1\n", [], "line 2: 'x 11 1'; expected"),
         (LISTED, "\n", [], "holds no pairs"),
         (LISTED, "1 11 1\n1 99 0\n", [], "pair 2 (1 99): template 99 has no images"),
+        (LISTED, PAIRED, ["--points", "elsewhere/t.txt"], "another list is called t.txt too; rename one"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -197,6 +201,32 @@ def test_mistakes_are_one_line(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert said in line
     assert {path.name for path in tmp_path.iterdir()} <= {"t.txt", "p.txt"}
+
+
+def test_an_interrupted_set_goes_on_to_the_same_bytes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at the last of four masks, in the second of two lots."""
+    shutil.copytree(source / "data", tmp_path / "data")
+    shutil.copy(source / "ijbc_template_pair_label.txt", tmp_path)
+    (tmp_path / "ijbc_face_tid_mid.txt").write_text(LISTED + "8.jpg 11 77\n")
+    assert masked(tmp_path, tmp_path / "whole") == 0
+    worn: list[int] = []
+
+    def stopped(image: Any, points: Any, look: Any) -> Any:
+        worn.append(1)
+        if len(worn) == 4:
+            raise KeyboardInterrupt
+        return template.wear(image, points, look)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("visard.recipes.mask_writing.tool", lambda name: stopped)
+        assert masked(tmp_path, tmp_path / "out") == 130
+        assert (tmp_path / "out.partial").is_dir()
+        assert masked(tmp_path, tmp_path / "out") == 0
+    assert len(worn) == 5
+    for name in ("train.rec", "masks.jsonl", "meta/ijbc_face_tid_mid.txt", "meta/ijbc_template_pair_label.txt"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_lists_are_named(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

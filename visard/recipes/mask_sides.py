@@ -78,6 +78,9 @@ def plan(config: MaskCopyConfig, dataset: Any) -> Plan:
             raise UserError(
                 "--templates needs --pairs, the list of pairs of templates, to know the sides; or mask all: --side both"
             )
+        names = [path.name for path in (config.templates, config.pairs, Path(config.points)) if path is not None]
+        if len(set(names)) != len(names):
+            raise UserError(f"{config.templates}: another list is called {config.templates.name} too; rename one")
         return _of_templates(config, config.templates, dataset)
     if config.pairs is None and not isinstance(dataset, PairBinDataset):
         if config.side != "second" or config.other_tool is not None:
