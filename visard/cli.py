@@ -55,7 +55,7 @@ COMMANDS = {
     "convert": Command("visard.data.convert", "ConvertConfig", "between records, folders, lists, tar shards and .bin"),
     "inspect": Command("visard.data.inspect", "InspectConfig", "counts, histogram, broken and double images, pictures"),
     "mask": Command(
-        "visard.recipes.mask", "MaskCopyConfig", "masked copies of a data set or of a pair set", goes_on=True
+        "visard.recipes.mask", "MaskCopyConfig", "masked copies of a data, pair or template set", goes_on=True
     ),
     "train": Command("visard.recipes.train", "", "train a recipe: a name or file.py:function"),
     "plan": Command("visard.recipes.plan", "", "memory of each device before a recipe is started: plan RECIPE"),
