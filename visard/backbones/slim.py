@@ -25,6 +25,7 @@ SIZES = ("blocks", "width")
 """What may differ between both configurations, besides what leaves no trace in the weights."""
 WEIGHTLESS = ("dropout", "init", "norm_momentum")
 KINDS = (IResNetConfig, MobileFaceNetConfig)
+Kind = IResNetConfig | MobileFaceNetConfig
 
 Group = tuple[str, int]
 """Channels that must be cut alike: a name, and how many of them there are in each unit of `width`."""
@@ -75,13 +76,14 @@ def slim(state: dict[str, Tensor], source: BackboneConfig, target: BackboneConfi
     Raises:
         UserError: `target` is not `slimmed(source, target)`.
     """
-    if slimmed(source, target) != target:
+    small = slimmed(source, target)
+    if small != target:
         raise UserError(f"a network cut out of another may differ from it in {' and '.join(SIZES)} alone")
-    assert isinstance(target, KINDS)
-    kept = _kept_blocks(source, target)
+    assert isinstance(source, KINDS)
+    kept = _kept_blocks(source, small)
     cut = {new: tensor for name, tensor in state.items() if (new := _renamed(name, kept)) is not None}
-    layout = _mobilefacenet(target) if isinstance(target, MobileFaceNetConfig) else _iresnet(target)
-    places = {group: _most_carried(cut, layout, group, group[1] * target.width) for group in layout.writers}
+    layout = _mobilefacenet(small) if isinstance(small, MobileFaceNetConfig) else _iresnet(small)
+    places = {group: _most_carried(cut, layout, group, group[1] * small.width) for group in layout.writers}
     for name, axes in layout.axes.items():
         if name not in cut:  # an activation without weights
             continue
@@ -161,7 +163,7 @@ def _iresnet(config: IResNetConfig) -> _Layout:
     return layout
 
 
-def slimmed(source: BackboneConfig, sizes: BackboneConfig) -> BackboneConfig:
+def slimmed(source: BackboneConfig, sizes: BackboneConfig) -> Kind:
     """The network of `source`, of the blocks and width of `sizes`, and with its settings that leave no weights.
 
     Raises:
@@ -173,6 +175,11 @@ def slimmed(source: BackboneConfig, sizes: BackboneConfig) -> BackboneConfig:
             "both mobilefacenet"
         )
     assert isinstance(sizes, KINDS)
+    _require_smaller(source, sizes)
+    return replace(source, **{key: getattr(sizes, key) for key in (*SIZES, *WEIGHTLESS) if hasattr(sizes, key)})
+
+
+def _require_smaller(source: Kind, sizes: Kind) -> None:
     if sizes.width > source.width or any(here > there for here, there in zip(sizes.blocks, source.blocks, strict=True)):
         raise UserError(
             f"backbone.blocks {sizes.blocks} and backbone.width {sizes.width} are to be cut out of {source.blocks} and "
@@ -183,13 +190,10 @@ def slimmed(source: BackboneConfig, sizes: BackboneConfig) -> BackboneConfig:
             f"backbone.blocks[0] is {sizes.blocks[0]}, the larger network's {source.blocks[0]}: 1 is a lone "
             "convolution, other numbers are bottlenecks; leave it as it is"
         )
-    return replace(source, **{key: getattr(sizes, key) for key in (*SIZES, *WEIGHTLESS) if hasattr(sizes, key)})
 
 
-def _kept_blocks(source: BackboneConfig, target: BackboneConfig) -> dict[str, dict[int, int]]:
+def _kept_blocks(source: Kind, target: Kind) -> dict[str, dict[int, int]]:
     """Stage's name -> block there -> block here."""
-    assert isinstance(source, KINDS)
-    assert isinstance(target, KINDS)
     stem = "stage" if isinstance(source, MobileFaceNetConfig) else "layer"
     kept = {}
     for stage, (there, here) in enumerate(zip(source.blocks, target.blocks, strict=True), start=1):
