@@ -123,6 +123,14 @@ def test_of_files_in_one_the_usual_ones_are_decoded_and_the_others_left(files: l
         assert (images[i] == (expected[:, ::-1] if mirrored[i] else expected)).all()
 
 
+@pytest.mark.parametrize("images", [np.zeros((1, S, S, 3), np.uint16), crops(1, S).transpose(0, 2, 1, 3)])
+def test_pixels_are_never_lost_in_a_copy(images: np.ndarray) -> None:
+    with pytest.raises(AssertionError):
+        decode_into(images, [(jpeg(), "a.jpg", None)], False, [False])
+    with pytest.raises(AssertionError):
+        decode_usual(images, jpeg(), [(0, len(jpeg()))], [False])
+
+
 def test_without_simplejpeg_all_files_in_one_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "simplejpeg", None)
     assert decode_usual(crops(1, S), jpeg(), [(0, len(jpeg()))], [True]) == [0]

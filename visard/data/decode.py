@@ -79,7 +79,7 @@ def decode_into(
         resize: see `decode`.
         flipped: for each image whether to mirror it.
     """
-    size = images.shape[1]
+    size = _side(images)
     for image, (data, path, offset), mirrored in zip(images, files, flipped, strict=True):
         usual = simplejpeg is not None and data.endswith(_END) and _head(data[:_HEAD_BYTES], size) is not None
         if not usual or not _direct(image.reshape(size, 3 * size), data, mirrored):
@@ -100,7 +100,7 @@ def decode_usual(
     Returns:
         left: numbers of the images that were not decoded, increasing; what is in their place means nothing.
     """
-    size = images.shape[1]
+    size = _side(images)
     rows = images.reshape(len(images), size, 3 * size)
     view, head, length, left = memoryview(data), b"-", 1, []
     for place, (row, (start, end), mirrored) in enumerate(zip(rows, spans, flipped, strict=True)):
@@ -147,6 +147,13 @@ def image_size(data: bytes, path: str | Path, offset: int | None = None) -> tupl
     if width * height > MAX_PIXELS:
         raise FormatError(path, f"the image claims {width}x{height} px, above {MAX_PIXELS:,} pixels; {_REMEDY}", offset)
     return width, height
+
+
+def _side(images: UInt8Array) -> int:
+    """S of (B, S, S, 3). Of what is not contiguous a copy would be written to, and the pixels lost in silence."""
+    assert images.dtype == np.uint8
+    assert images.flags.c_contiguous
+    return images.shape[1]
 
 
 def _direct(row: UInt8Array, data: bytes | memoryview, mirrored: bool) -> bool:
