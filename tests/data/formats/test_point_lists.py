@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,43 @@ def test_lines_of_any_dialect(tmp_path: Path, text: str) -> None:
     first = next(line for line in text.splitlines() if line.startswith("1.jpg"))
     assert found.line("1.jpg", "new.jpg") == first.replace("1.jpg", "new.jpg") + "\n"
     assert found.line("3.jpg", "new.jpg") is None
+
+
+def test_lines_without_points_and_ends_of_old_macs(tmp_path: Path) -> None:
+    numbers = NUMBERS.replace(" ", ",")
+    head = "id,faces,x1,y1,x2,y2,x3,y3,x4,y4,x5,y5"
+    (tmp_path / "p.csv").write_bytes(f"{head}\r1.jpg,0,,,,,,,,,,\r2.jpg,1,{numbers}\r".encode())
+    found = read_point_list(tmp_path / "p.csv", [])
+    assert found.rows == {"2.jpg": 0}
+    assert np.array_equal(found.points(0, "2.jpg"), POINTS)  # type: ignore[arg-type]
+
+
+def zipped() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, points=np.ones((1, 5, 2)))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("p.npy", b"", "is no array that can be read"),
+        ("p.npy", zipped(), "is no array that can be read"),
+        ("p.npy", b"PK\x03\x04abc", "is no array that can be read"),
+        ("p.npy", b"\x93NUMPY\x01\x00\x04\x00{'a(", "is no array that can be read"),
+        ("p.csv", b"a" * 200_000 + b",1,2", "is no list of points"),
+        ("p.txt", b"a 1 " + b"x" * 9000, "line 1: could not convert string to float: 'xxx"),
+    ],
+)
+def test_files_of_another_kind_are_refused_in_one_short_line(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FormatError) as caught:
+        read_point_list(tmp_path / name, ["a"])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_names_with_commas(tmp_path: Path) -> None:

@@ -54,11 +54,13 @@ def test_remarks_empty_lines_and_windows_ends(tmp_path: Path) -> None:
         ("1 2 1.0\n", "line 1: '1 2 1.0'"),
         ("1 -2 1\n", "line 1: '1 -2 1'"),
         ("1 2 1\n1 99999999999999999999 1\n", "line 2: '1 99999999999999999999 1'"),
+        ("1,2,1,\n", "line 1: '1,2,1,'"),
         ("# nothing\n", "holds no pairs"),
+        ("# caf\xe9\n1 2 1\n", "is not UTF-8 throughout"),
     ],
 )
 def test_what_is_no_pair_of_templates(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "pairs.txt").write_text(text)
+    (tmp_path / "pairs.txt").write_text(text, encoding="latin-1")
     with pytest.raises(FormatError) as caught:
         read_template_pairs(tmp_path / "pairs.txt", np.array([1, 2]))
     assert said in str(caught.value)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import tokenize
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,8 +83,11 @@ def read_point_list(path: Path, ids: Sequence[str]) -> PointList:
         raise UserError(
             f"{path}: there is no such file; give kept, template, detected, or a file: a list of points or a .npy"
         )
-    found = _from_npy(path, len(ids)) if path.suffix == ".npy" else _from_lines(path)
-    largest = np.nanmax(np.abs(found.values), initial=-1.0)
+    try:
+        found = _from_npy(path, len(ids)) if path.suffix == ".npy" else _from_lines(path)
+    except csv.Error as error:
+        raise FormatError(path, f"is no list of points ({error}); {EXPECTED}") from error
+    largest = float(np.nanmax(np.abs(found.values), initial=-1.0))
     if largest < 0:
         raise FormatError(path, f"holds no points; {EXPECTED}")
     if not largest < _LARGEST:
@@ -95,8 +99,10 @@ def read_point_list(path: Path, ids: Sequence[str]) -> PointList:
 
 def _from_npy(path: Path, count: int) -> PointList:
     try:
+        with open(path, "rb") as file:
+            np.lib.format.read_magic(file)  # `load` below would take zip archives and pickles too
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, tokenize.TokenError) as error:  # a damaged header is taken for Python
         raise FormatError(
             path, f"is no array that can be read ({error}); save (N, K, 2) floats with np.save"
         ) from error
@@ -111,7 +117,7 @@ def _from_npy(path: Path, count: int) -> PointList:
 
 
 def _from_lines(path: Path) -> PointList:
-    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    text = path.read_bytes().decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
     numbered = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
     numbered = [(number, line) for number, line in numbered if line and not line.startswith("#")]
     first = numbered[0][1] if numbered else ""
@@ -124,7 +130,7 @@ def _from_lines(path: Path) -> PointList:
     width = 0
     for number, line in numbered[1 if header else 0 :]:
         image_id, *columns = _columns(line, separator)
-        if not any(columns):
+        if not any([columns[k] for k in places if k < len(columns)] if places else columns):
             continue  # an image without points, as `visard convert` writes it
         if image_id in rows:
             if lines[rows[image_id]] != separator.join(columns):
@@ -135,7 +141,7 @@ def _from_lines(path: Path) -> PointList:
         except IndexError as error:
             raise FormatError(path, f"line {number}: has fewer columns than the header; complete it") from error
         except ValueError as error:
-            raise FormatError(path, f"line {number}: {error}; {EXPECTED}") from error
+            raise FormatError(path, f"line {number}: {str(error)[:80]}; {EXPECTED}") from error
         width = width or len(numbers)
         if len(numbers) // 2 not in COUNTS or len(numbers) != width:
             other = f", {width} in the lines before" if len(numbers) != width else ""

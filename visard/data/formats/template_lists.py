@@ -163,13 +163,15 @@ def _numbers(path: Path, delimiter: str | None) -> Int64Array:
         found = np.empty((0, 0), np.int64)
     if found.size and found.shape[1] == 3 and found.min() >= 0 and found[:, 2].max() <= 1:
         return found
+    whole = False
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, start=1):
-            words = line.partition("#")[0].replace(delimiter or " ", " ").split()
+            words = [word.strip() for word in line.partition("#")[0].strip().split(delimiter)]
             good = len(words) == 3 and _is_whole(words[0]) and _is_whole(words[1]) and words[2] in ("0", "1")
-            if words and not good:
+            if any(words) and not good:
                 raise FormatError(path, f"line {number}: {line.strip()[:60]!r}; {PAIRS_EXPECTED}")
-    raise FormatError(path, f"holds no pairs; {PAIRS_EXPECTED}")
+            whole |= good
+    raise FormatError(path, "is not UTF-8 throughout; save it so" if whole else f"holds no pairs; {PAIRS_EXPECTED}")
 
 
 def _opened(path: Path, remedy: str) -> BinaryIO:
