@@ -13,6 +13,7 @@ import pytest
 from visard.data.rendered import RenderedFaces
 from visard.functional.face_surface import Fit, place
 from visard.functional.geometry import template
+from visard.masks import uv
 from visard.masks.records import KINDS, WEARINGS, Kind, Look, Masked, Wearing, draw_look
 from visard.masks.uv import wear
 
@@ -190,6 +191,20 @@ def test_points_nonsense_never_raises() -> None:
         given = random.normal(56, random.choice([1, 10, 40, 400, 1e6]), (5, 2))
         result = wear(grey(), given, Look(kind="surgical"))
         assert isinstance(result, Masked | str)
+
+
+def test_grain_reaches_over_crops_larger_than_its_field() -> None:
+    cloth = np.full((uv.NOISE_PX + 9, 2 * uv.NOISE_PX + 1, 3), 100, np.uint8)
+    grainy = uv._grainy(cloth, 511, 8.0)
+    assert 7 < grainy[:, -64:].std() < 9
+    assert 7 < grainy[-64:].std() < 9
+
+
+def test_crops_of_any_size_share_textures() -> None:
+    sizes = [uv._texture_size(size) for size in range(1, 337)]
+    assert len(set(sizes[179:])) == 4
+    assert all(across >= 1.1 * size - 0.5 for size, (_, across) in enumerate(sizes, start=1))
+    assert sizes[111] == (86, 123)
 
 
 def test_lit_from_the_side() -> None:

@@ -196,7 +196,13 @@ _EACH = [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def _texture_size(size: int) -> tuple[int, int]:
-    """Height and width of the texture for a crop of `size` pixels."""
+    """Height and width of the texture for a crop of `size` pixels.
+
+    Large crops share those of every 64 pixels: loose ones have any size, and planes drawn for each would be drawn for
+    ever (0.1 s a mask) and fill a gigabyte.
+    """
+    if size > 112:
+        size = -(-size // 64) * 64
     across = max(32, round(1.1 * size))
     return round(0.7 * across), across
 
@@ -395,17 +401,18 @@ GRAIN_LEVELS = 24.0
 """Standard deviation of the field of noise, grey levels."""
 
 
-@lru_cache(maxsize=1)
-def _noise() -> UInt8Array:
-    """(NOISE_PX, NOISE_PX, 3) uint8 about 128, the same in all three channels."""
+@lru_cache(maxsize=2)
+def _noise(times: int) -> UInt8Array:
+    """(times * NOISE_PX, times * NOISE_PX, 3) uint8 about 128, the same in all three channels, again and again."""
     field = np.random.default_rng(20211).standard_normal((NOISE_PX, NOISE_PX)).astype(np.float32)
     levels = np.rint(128 + GRAIN_LEVELS * field).clip(0, 255).astype(np.uint8)
-    return cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB)  # type: ignore[return-value]
+    return cv2.cvtColor(np.tile(levels, (times, times)), cv2.COLOR_GRAY2RGB)  # type: ignore[return-value]
 
 
 def _grainy(cloth: UInt8Array, seed: int, strength: float) -> UInt8Array:
     """The cloth (H, W, 3) with noise: a window of a fixed field, chosen by the seed."""
     height, width = cloth.shape[:2]
-    y, x = seed % max(NOISE_PX - height, 1), (seed // NOISE_PX) % max(NOISE_PX - width, 1)
+    field = _noise(-(-max(height, width) // NOISE_PX))
+    y, x = seed % max(len(field) - height, 1), (seed // NOISE_PX) % max(len(field) - width, 1)
     share = strength / GRAIN_LEVELS
-    return cv2.addWeighted(cloth, 1.0, _noise()[y : y + height, x : x + width], share, -128 * share)  # type: ignore[return-value]
+    return cv2.addWeighted(cloth, 1.0, field[y : y + height, x : x + width], share, -128 * share)  # type: ignore[return-value]
