@@ -123,7 +123,7 @@ def score_histogram(title: str, genuine: Line, impostor: Line, threshold: float 
 
 def scaling(title: str, series: Sequence[Scaled]) -> Html:
     """Errors over sizes on two logarithmic axes: points, the law through them, and its band."""
-    from matplotlib.ticker import LogLocator
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, axes = _axes(title, "parameters, the classification weight included", "error")
     for place, one in enumerate(series):
@@ -134,10 +134,10 @@ def scaling(title: str, series: Sequence[Scaled]) -> Html:
             axes.fill_between(one.places, one.band.low, one.band.high, color=colour, alpha=0.15, linewidth=0)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:.4g} M")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
-    axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{100 * value:.4g} %")
+    for axis, text in ((axes.xaxis, lambda v, _: f"{v / 1e6:.4g} M"), (axes.yaxis, lambda v, _: f"{100 * v:.4g} %")):
+        axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0), numticks=20))
+        axis.set_major_formatter(text)
+        axis.set_minor_formatter(NullFormatter())
     _legend(axes, series)
     return _svg(figure, title)
 
