@@ -41,7 +41,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_two_processes_evaluate_like_one(work: Path) -> None:
     """Each embeds a share; the metrics are those of the checkpoint's network in one process, to the last bit."""
     command = ["-m", "visard.cli", "train", f"{work}/tiny.py:tiny", "--data", f"{work}/faces", "--epochs", "1"]
-    results = processes.run(2, *command, "--val", f"{work}/others", "--out", f"{work}/run", "--json")
+    results = processes.run(2, *command, "--val", f"{work}/others", "--out", f"{work}/run", "--json", fresh=True)
     assert results[1][1] == ""
     rows = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = [row for row in rows if row["kind"] == "val"]

@@ -1,30 +1,29 @@
 """Starts processes as torchrun does: RANK, WORLD_SIZE, LOCAL_RANK and a free port in the environment.
 
-`start` and `finish` have fresh processes, to be sent signals; `run` has forks of one that has imported everything
+`start` and `finish` have fresh processes, to be sent signals; `run` has forks of two that have imported everything
 (`fork_server`), unless fresh ones are asked for.
 """
 
 from __future__ import annotations
 
 import atexit
-import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
-from functools import lru_cache
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 FORKS = sys.platform == "linux"
-_NUMBERS = itertools.count()
 
 
 def start(count: int, *command: str) -> list[subprocess.Popen[str]]:
     """`python COMMAND` in `count` processes of one group; one process gets no such environment at all."""
-    return [
+    started = [
         subprocess.Popen(
             [sys.executable, *command],
             env=environment,
@@ -35,6 +34,9 @@ def start(count: int, *command: str) -> list[subprocess.Popen[str]]:
         )
         for environment in _environments(count)
     ]
+    for process in started:
+        atexit.register(process.kill)  # for a test that fails before it finishes them
+    return started
 
 
 def finish(processes: list[subprocess.Popen[str]], *, seconds: float = 180) -> list[tuple[int, str, str]]:
@@ -62,36 +64,77 @@ def results(count: int, *command: str, seconds: float = 180, fresh: bool = not F
 
 
 def _forked(count: int, command: tuple[str, ...], seconds: float) -> list[tuple[int, str, str]]:
-    server = _server()
-    assert server.stdin is not None
-    assert server.stdout is not None
+    shares = [slice(first, count, SERVERS) for first in range(min(count, SERVERS))]
+    codes: list[int | None] = [None] * count
     with tempfile.TemporaryDirectory() as folder:
         files = [{name: f"{folder}/{rank}.{name}" for name in ("stdout", "stderr")} for rank in range(count)]
         started = [{"environment": e, **f} for e, f in zip(_environments(count), files, strict=True)]
-        number = next(_NUMBERS)
-        request = {"number": number, "processes": started, "command": command, "seconds": seconds}
-        print(json.dumps(request), file=server.stdin, flush=True)
-        answered, codes = -1, []
-        while answered != number:  # a test that was stopped has left its answer
-            answer = server.stdout.readline()
-            assert answer, f"the server of forks has ended: {server.wait()}"
-            answered, codes = json.loads(answer)
-        if None in codes:
-            raise subprocess.TimeoutExpired(list(command), seconds)
+        try:
+            for number, share in enumerate(shares):
+                _server(number).ask({"processes": started[share], "command": command, "seconds": seconds})
+            for number, share in enumerate(shares):
+                codes[share] = _server(number).answer()
+        except BaseException:  # a test that is stopped: its forks end with the servers, the next test has new ones
+            _stop()
+            raise
         said = [[Path(f[name]).read_text() for name in ("stdout", "stderr")] for f in files]
-    return [(code, out, errors) for code, (out, errors) in zip(codes, said, strict=True)]
+    results = [(code, out, errors) for code, (out, errors) in zip(codes, said, strict=True) if code is not None]
+    assert len(results) == count, f"exit codes {codes} after {seconds} s\n" + "\n".join(e[-3000:] for _, e in said)
+    return results
 
 
-@lru_cache(maxsize=1)
-def _server() -> subprocess.Popen[str]:
-    """Started once; it ends with these tests."""
-    command = [sys.executable, "-m", "tests.training.fork_server"]
-    (environment,) = _environments(1)
-    server = subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    atexit.register(server.communicate)  # closes its input
-    return server
+class _Server:
+    """A process of `fork_server`; its own errors are kept, to be told when it ends."""
+
+    def __init__(self) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in `stop`)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.training.fork_server", str(os.getpid())],
+            env=_environments(1)[0],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            cwd=ROOT,
+        )
+
+    def ask(self, request: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # of a server that has ended; the missing answer tells why
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+
+    def answer(self) -> list[int | None]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._errors.seek(0)
+            raise AssertionError(f"the server of forks has ended: {self._errors.read()[-3000:]}")
+        codes: list[int | None] = json.loads(line)
+        return codes
+
+    def stop(self) -> None:
+        self._process.kill()
+        with suppress(BrokenPipeError):
+            self._process.communicate()
+        self._errors.close()
+
+
+SERVERS = 2
+"""Ranks 0 and 1 are forks of two: what depends on the order of a set differs between them, as between fresh ones."""
+_SERVERS: list[_Server] = []
+
+
+def _server(number: int) -> _Server:
+    """Started when first asked for; they end with these tests."""
+    while len(_SERVERS) <= number:
+        _SERVERS.append(_Server())
+    return _SERVERS[number]
+
+
+@atexit.register
+def _stop() -> None:
+    while _SERVERS:
+        _SERVERS.pop().stop()
 
 
 def _environments(count: int) -> list[dict[str, str]]:

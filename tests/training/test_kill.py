@@ -25,7 +25,7 @@ TINY = ("-m", "tests.training.train_tiny")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ten_kills_change_nothing(tmp_path: Path) -> None:
-    processes.run(1, *TINY, json.dumps({"out": str(tmp_path / "whole"), **OPTIONS}), seconds=300)
+    processes.run(1, *TINY, json.dumps({"out": str(tmp_path / "whole"), **OPTIONS}), seconds=300, fresh=True)
     out = tmp_path / "killed"
     moments = random.Random(7)
     reached = []
@@ -50,7 +50,7 @@ def test_ten_kills_change_nothing(tmp_path: Path) -> None:
     assert reached == sorted(reached)
     assert reached[-1] < STEPS, "the last kill must find the run at work"
     assert len(set(reached)) > KILLS / 2, reached
-    processes.run(1, *TINY, json.dumps({"out": str(out), "resume": True, **OPTIONS}), seconds=300)
+    processes.run(1, *TINY, json.dumps({"out": str(out), "resume": True, **OPTIONS}), seconds=300, fresh=True)
     assert_same_bits(weights_of(out), weights_of(tmp_path / "whole"))
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
     assert steps == list(range(1, STEPS + 1))

@@ -23,13 +23,13 @@ TOLERANCE = 2e-5
 RUN = {"log_every": 3}
 
 
-def train(count: int, out: Path, **options: Any) -> dict[str, torch.Tensor]:
+def train(count: int, out: Path, *, fresh: bool = not processes.FORKS, **options: Any) -> dict[str, torch.Tensor]:
     """A run by `count` processes; a single one is this, which need not be started."""
     everything = {"out": str(out), **options}
     if count == 1:
         assert train_tiny.main(everything) == 0
     else:
-        processes.run(count, *TINY, json.dumps(everything))
+        processes.run(count, *TINY, json.dumps(everything), fresh=fresh)
     return weights_of(out)
 
 
@@ -96,7 +96,7 @@ def test_resume_with_two_processes_is_exact(tmp_path: Path) -> None:
     stopped = checkpoint.read_numbers(checkpoint.latest(out) or Path())["step"]
     assert 0 < stopped < 12
     assert f"stopped after step {stopped} of 12; go on with: visard train --resume {out}" in results[0][2]
-    assert_same_bits(train(2, out, resume=True), whole)
+    assert_same_bits(train(2, out, resume=True, fresh=True), whole)
 
 
 def assert_close(
