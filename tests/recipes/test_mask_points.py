@@ -17,6 +17,8 @@ from visard.data.writer import DatasetWriter
 from visard.functional.face_surface import fit
 from visard.masks import template, uv
 from visard.pages import encode_image
+from visard.recipes.mask import MaskCopyConfig
+from visard.recipes.mask_points import listed_points
 
 COUNT = 6
 IDS = [f"p{k // 2}/{k}.jpg" for k in range(COUNT)]
@@ -119,6 +121,13 @@ def test_the_points_of_the_file_are_what_the_tools_get(
         assert np.allclose(given[k], dense[k] if k in listed else before.points(k), atol=1e-4)  # type: ignore[arg-type]
     assert [line["points"] for line in told(tmp_path / "out")] == ["file" if k in listed else "kept" for k in range(6)]
     assert json.loads((tmp_path / "out" / "report.json").read_text())["points"] == {"file": 3, "kept": 3}
+
+
+def test_of_two_images_but_for_the_suffix_the_one_of_that_name_is_meant(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a.jpg " + "9 " * 10 + "\na.png " + "5 " * 10 + "\n")
+    found = listed_points(MaskCopyConfig(src="x", out=tmp_path, points=str(tmp_path / "p.txt")), ["a.jpg"])
+    assert found is not None
+    assert found.points(0, "a.jpg")[0, 0] == 9  # type: ignore[index]
 
 
 def test_rows_of_nan_have_no_points(source: Path, tmp_path: Path) -> None:

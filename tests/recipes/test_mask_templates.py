@@ -308,3 +308,11 @@ def test_loose_crops_without_points_are_refused(
     assert main(["mask", str(loose / "meta" / "no"), str(tmp_path / "out"), "--loose"]) == 2
     assert "--loose takes a folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_loose_crops_do_not_lie_where_the_lists_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "meta"
+    folder.mkdir()
+    (folder / "1.png").write_bytes(encode_image(np.zeros((40, 50, 3), np.uint8), ".png"))
+    assert main(["mask", str(folder), str(tmp_path / "out"), "--loose"]) == 2
+    assert "meta: OUT keeps its lists under that name; rename the folder" in capsys.readouterr().err

@@ -59,6 +59,8 @@ def listed_points(config: MaskCopyConfig, ids: Sequence[str]) -> PointList | Non
         return listed
     found = rows_of(listed.rows, ids)
     rows = {ids[row]: listed.rows[name] for name, row in found.items() if row >= 0}
+    # Of a.jpg and a.png, which are found alike, the one that is called as the image.
+    rows |= {name: listed.rows[name] for name, row in found.items() if row >= 0 and ids[row] == name}
     if not rows:
         raise UserError(
             f"{config.points}: none of its {len(found):,} images (first: {next(iter(found))}) is in {config.src}; the "

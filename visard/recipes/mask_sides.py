@@ -25,6 +25,8 @@ from visard.protocols.pair_files import consecutive_pairs, read_pairs, rows_of
 from visard.recipes.mask import Job, MaskCopyConfig, Tool
 
 TWIN = "masked"
+META = "meta"
+"""Folder of a template set's lists, as IJB-C has it."""
 
 Versions = dict[tuple[int, Tool | None], int]
 """(row of an image, tool or None = bare) -> number of its job."""
@@ -73,6 +75,8 @@ def plan(config: MaskCopyConfig, dataset: Any) -> Plan:
         UserError: lists that are not of this data set, or settings that need a list.
         FormatError: a mistake in a list.
     """
+    if config.loose and Path(config.src).resolve().name == META:
+        raise UserError(f"{config.src}: OUT keeps its lists under that name; rename the folder")
     if config.templates is not None:
         if config.pairs is None and (config.side != "both" or config.other_tool is not None):
             raise UserError(

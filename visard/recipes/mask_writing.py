@@ -42,7 +42,7 @@ from visard.protocols.pair_files import Pairs, write_pairs
 from visard.recipes.mask import Job, MaskCopyConfig, PointsWay
 from visard.recipes.mask_page import Shown, page_of
 from visard.recipes.mask_points import Points, listed_points, wear_in_place
-from visard.recipes.mask_sides import Plan, Templates
+from visard.recipes.mask_sides import META, Plan, Templates
 from visard.records import Float32Array, UInt8Array
 
 
@@ -73,8 +73,6 @@ def write_all(config: MaskCopyConfig, dataset: Any, plan: Plan) -> dict[str, Any
 ASSEMBLED = "assembled"
 MADE_FROM = "made_from"
 """In the kept work beside each image: the digest of what it was made from."""
-META = "meta"
-"""Folder of a template set's lists, as IJB-C has it."""
 
 
 class _EmptyError(UserError):
