@@ -279,11 +279,13 @@ def test_a_run_with_validation_resumed_longer_and_used_to_start_another(
     shown = capsys.readouterr()
     assert "changed since the run was started: schedule.epochs 2.0 -> 3.0" in shown.err
     assert json.loads(shown.out)["last"] == "step_00000018"
-    # The network of --init is taken with its size, whatever the recipe has.
-    started = answer(
-        capsys, "tiny.py:tiny", "--data", "faces", "--out", "second", "--init", "run", "--backbone.width", "8",
-        "--schedule.max-steps", "1",
-    )  # fmt: skip
+    # The network of --init is taken with its size, whatever the recipe has; but not against what is asked for.
+    second = ("--data", "faces", "--out", "second", "--init", "run", "--schedule.max-steps", "1")
+    assert main(["train", "tiny.py:tiny", *second, "--backbone.width", "8"]) == 2
+    error = capsys.readouterr().err
+    assert "backbone.width 8 is not that of run (4), whose network is taken as it is; leave it out, or cut" in error
+    assert not Path("second").exists()
+    started = answer(capsys, "rendered_tiny", *second, "--backbone.width", "4")
     assert started["last"] == "step_00000001"
     assert json.loads(Path("second/recipe.json").read_text())["backbone"]["width"] == 4
     assert "6 of 6 class centres from run" in Path("second/log.txt").read_text()

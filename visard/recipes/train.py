@@ -163,6 +163,7 @@ def parse(arguments: list[str]) -> Request | None:
     _check_against_shortcuts(recipe, overridden, shortcuts)
     before, recipe = recipe, _apply(overridden, shortcuts)
     refuse_idle(before, recipe)
+    _require_network(to_dict(before.backbone), to_dict(overridden.backbone), recipe)
     if shortcuts.resume is not None:
         data = shortcuts.data is not None or recipe.data.source != saved.data.source
         val = shortcuts.val is not None or recipe.run.val != saved.run.val
@@ -274,6 +275,20 @@ def _apply(recipe: Recipe, shortcuts: argparse.Namespace) -> Recipe:
     if recipe.run.init and shortcuts.resume is None:
         recipe = _shape_of(recipe, Path(recipe.run.init))
     return recipe
+
+
+def _require_network(before: dict[str, Any], given: dict[str, Any], recipe: Recipe) -> None:
+    """Raises UserError where the network of --init would silently win over a --backbone.FIELD."""
+    taken = to_dict(recipe.backbone)
+    for key in given:
+        if given[key] != before.get(key) and given[key] != taken.get(key):
+            cut = (
+                ", or cut a smaller network out of it by --run.init-network slim" if key in ("blocks", "width") else ""
+            )
+            raise UserError(
+                f"backbone.{key} {given[key]} is not that of {recipe.run.init} ({taken.get(key, 'it has none')}), whose "
+                f"network is taken as it is; leave it out{cut}"
+            )
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
