@@ -282,12 +282,11 @@ def _require_network(before: dict[str, Any], given: dict[str, Any], recipe: Reci
     taken = to_dict(recipe.backbone)
     for key in given:
         if given[key] != before.get(key) and given[key] != taken.get(key):
-            cut = (
-                ", or cut a smaller network out of it by --run.init-network slim" if key in ("blocks", "width") else ""
-            )
+            cut = ", or cut a smaller network out of it by --run.init-network slim"
+            whose = f"{recipe.run.init} ({taken.get(key, 'it has none')})"
             raise UserError(
-                f"backbone.{key} {given[key]} is not that of {recipe.run.init} ({taken.get(key, 'it has none')}), whose "
-                f"network is taken as it is; leave it out{cut}"
+                f"backbone.{key} {given[key]} is not that of {whose}, whose network is taken as it is; leave it out"
+                + (cut if key in ("blocks", "width") else "")
             )
 
 
