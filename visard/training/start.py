@@ -171,7 +171,8 @@ def _by_name(path: Path, head: Head, identities: Sequence[str]) -> str:
         here = [(row - head.class_rows().start, known) for row, known in pairs if row in head.class_rows()]
         with torch.no_grad():
             weight[[row for row, _ in here]] = old[[known for _, known in here]].to(weight)
-    return f"{len(pairs)} of {len(identities)} class centres from {path} by the identities' names, the others are new"
+    others = ", the others are new" if len(pairs) < len(identities) else ""
+    return f"{len(pairs)} of {len(identities)} class centres from {path} by the identities' names{others}"
 
 
 def _in_order(path: Path, head: Head, identities: Sequence[str]) -> str:
