@@ -51,7 +51,7 @@ def spread(values: list[float]) -> str:
 
 
 def draw(settings: dict[str, list[tuple[float, float]]], metric: str, path: Path) -> None:
-    """Each seed a small point, each setting's mean a named one, joined in the order given."""
+    """Each seed a small point, each setting's mean a large one, joined in the order given."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -62,11 +62,10 @@ def draw(settings: dict[str, list[tuple[float, float]]], metric: str, path: Path
     axes.plot(*zip(*means, strict=True), color="0.7", zorder=1)
     for i, (name, points) in enumerate(settings.items()):
         axes.plot(*zip(*points, strict=True), f"C{i}.", markersize=5)
-        axes.plot(*means[i], f"C{i}o", markersize=9)
-        axes.annotate(name, means[i], xytext=(9, 5), textcoords="offset points")
+        axes.plot(*means[i], f"C{i}o", markersize=9, label=name)
     what = "EER" if metric == "eer" else f"100 - {metric}"
     axes.set(xlabel=f"clean faces: {what}, %", ylabel=f"masked faces: {what}, %")
-    axes.margins(0.16)
+    axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path)
