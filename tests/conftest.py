@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# How long an example takes says more of the machine than of the code; the whole run has a limit of its own.
+hypothesis.settings.register_profile("visard", deadline=None)
+hypothesis.settings.load_profile("visard")
 
 
 @pytest.fixture(autouse=True)
