@@ -224,7 +224,10 @@ def test_killed_and_started_again(tmp_path: Path, kind: str) -> None:
         (tmp_path / "in" / "p" / f"{i:04d}.jpg").write_bytes(encoded(i % 7))
     command = [sys.executable, "-m", "visard.cli", "convert", "in", "out", "--to", kind]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / ".out.partial").exists():
+    until = time.monotonic() + 60
+    while not (tmp_path / ".out.partial").exists():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < until
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
