@@ -30,9 +30,8 @@ class Slots:
 
     def __init__(self, count: int, images: int, size: int) -> None:
         self._shape = (count, images, size, size, 3)
-        self._memory = RawArray(
-            ctypes.c_ubyte, 1 + math.prod(self._shape)
-        )  # from an odd address on, see `decode.crops`
+        # The crops begin at an odd address, see `decode.crops`.
+        self._memory = RawArray(ctypes.c_ubyte, 1 + math.prod(self._shape))
         self._free = deque(range(count))
         self._reserved: set[int] = set()
 
