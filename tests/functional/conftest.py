@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from visard.functional import softmax_pieces
+from visard.functional import softmax_workspace
 
 
 @pytest.fixture
@@ -14,6 +14,6 @@ def chunks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """chunks(4): four classes at a time."""
 
     def set_size(classes: int) -> None:
-        monkeypatch.setattr(softmax_pieces, "chunk_classes", lambda *_: classes)
+        monkeypatch.setattr(softmax_workspace, "chunk_classes", lambda *_: classes)
 
     return set_size

@@ -25,7 +25,7 @@ from tests.functional.softmax_problem import (
     problem,
     teacher_of,
 )
-from visard.functional import margins, softmax_pieces
+from visard.functional import margins, softmax_workspace
 from visard.functional.soft_targets import Teacher, soft_targets, soft_targets_whole
 from visard.functional.softmax_chunked import Settings, margin_softmax
 
@@ -110,7 +110,7 @@ def test_equals_the_whole_at_any_shape(data: st.DataObject) -> None:
     )
     with pytest.MonkeyPatch.context() as patch:
         size = draw(st.sampled_from([1, 4, 7, 256]), "chunk")
-        patch.setattr(softmax_pieces, "chunk_classes", lambda *_: size)
+        patch.setattr(softmax_workspace, "chunk_classes", lambda *_: size)
         assert_equal(
             p,
             teacher,

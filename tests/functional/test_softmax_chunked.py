@@ -20,7 +20,7 @@ from tests.functional.softmax_problem import (
     problem,
     solved,
 )
-from visard.functional import softmax_pieces
+from visard.functional import softmax_chunked, softmax_pieces, softmax_workspace
 from visard.functional.softmax_chunked import Settings, margin_softmax
 
 
@@ -83,7 +83,9 @@ def test_equals_the_whole_at_any_shape(data: st.DataObject) -> None:
     )
     with pytest.MonkeyPatch.context() as patch:
         size = draw(st.sampled_from([1, 4, 7, 256]), "chunk")
-        patch.setattr(softmax_pieces, "chunk_classes", lambda *_: size)
+        patch.setattr(softmax_workspace, "chunk_classes", lambda *_: size)
+        # Below 0 no sum is taken as it is: the largest logit so far is subtracted.
+        patch.setattr(softmax_workspace, "MOST_EXPONENT", draw(st.sampled_from([80.0, -1.0]), "most exponent"))
         assert_equal(p, draw(st.sampled_from(list(MARGINS)), "margin"), settings, draw(st.booleans(), "weighted"))
 
 
@@ -121,9 +123,13 @@ def test_gradients_are_exact(name: str, centres: int, chunks: Callable[[int], No
 
 @pytest.mark.parametrize("name", ["combined", "curricularface", "magface"])
 @pytest.mark.parametrize("wanted", ["emb", "weight"])
-def test_one_gradient_alone_is_the_same(name: str, wanted: str, chunks: Callable[[int], None]) -> None:
+@pytest.mark.parametrize("most", [80.0, -1.0])
+def test_one_gradient_alone_is_the_same(
+    name: str, wanted: str, most: float, chunks: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A frozen backbone, or frozen centres."""
     chunks(4)
+    monkeypatch.setattr(softmax_workspace, "MOST_EXPONENT", most)
     p = problem()
     _, (_, emb_grad, weight_grad) = solved(p, name)
     margin, state = MARGINS[name]
@@ -136,7 +142,7 @@ def test_one_gradient_alone_is_the_same(name: str, wanted: str, chunks: Callable
 @pytest.mark.parametrize("name", MARGINS)
 @pytest.mark.parametrize("products", [None, torch.bfloat16])
 @pytest.mark.parametrize("centres", [1, 3])
-def test_kept_logits_change_no_bit(
+def test_kept_shares_change_no_bit(
     name: str, products: torch.dtype | None, centres: int, chunks: Callable[[int], None]
 ) -> None:
     chunks(4)
@@ -147,6 +153,39 @@ def test_kept_logits_change_no_bit(
     for one, other in zip(kept[1], anew[1], strict=True):
         assert torch.equal(one, other)
     assert torch.equal(kept[0].correct, anew[0].correct)
+
+
+@pytest.mark.parametrize("name", MARGINS)
+@pytest.mark.parametrize("centres", [1, 3])
+@pytest.mark.parametrize("most", [80.0, -1.0])
+def test_shares_of_some_classes_are_kept(
+    name: str, centres: int, most: float, chunks: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where not all fit: 12 of 30 classes here, in whole chunks, and what is not kept is computed anew."""
+    chunks(4)
+    monkeypatch.setattr(softmax_workspace, "MOST_EXPONENT", most)
+    p = problem(images=13, classes=30, centres=centres)
+    monkeypatch.setattr(softmax_chunked, "KEPT_SHARE", 1 << 60)
+    monkeypatch.setattr(softmax_chunked, "KEPT_BYTES", 14 * 13 * centres * 8)
+    (n, saved), watched = (None, None), softmax_pieces.negative_sums
+
+    def watch(given_n: softmax_workspace.Negatives, given: softmax_workspace.Saved | None) -> softmax_pieces.Sums:
+        nonlocal n, saved
+        n, saved = given_n, given
+        return watched(given_n, given)
+
+    pieces = softmax_pieces.Pieces(watch, softmax_pieces.gradients)
+    _, exact = solved(p, name, whole=True)
+    _, ours = solved(p, name, settings=Settings(pieces=pieces))
+    assert n is not None
+    assert saved is not None
+    assert saved.classes == 14
+    assert saved.share_RN is None
+    saved.make_room(n, 4)
+    assert saved.share_RN is not None
+    assert len(saved.share_RN) == 12 * centres
+    for got, right in zip(ours, exact, strict=True):
+        assert error(got, right) < 1e-11
 
 
 def test_a_second_backward_pass_is_the_first() -> None:
@@ -231,18 +270,20 @@ def test_all_negatives_removed(scale: float) -> None:
     assert torch.equal(out.correct, problem().labels >= 0)
 
 
-def test_sums_of_no_negatives_are_zero() -> None:
+@pytest.mark.parametrize("most", [80.0, -1.0])
+def test_sums_of_no_negatives_are_zero(most: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The contract that other processes' sums and other implementations are combined by, at a scale below 1 too."""
+    monkeypatch.setattr(softmax_workspace, "MOST_EXPONENT", most)
     p = problem(unlabelled=0.0)
     none = torch.full((9,), -1)
-    n = softmax_pieces.Negatives(
+    n = softmax_workspace.Negatives(
         unit_ND=torch.nn.functional.normalize(p.emb), weight_RD=p.weight, own_class_N=none, own_row_N=none, scale=0.5,
         conflict_cos=-1.1, products=torch.float64,
     )  # fmt: skip
     sums = softmax_pieces.negative_sums(n)
     assert not sums.total_N.any()
-    assert (sums.nearest_N < softmax_pieces.LEAST_COS).all()
-    assert sums.largest_N.isfinite().all()
+    assert (sums.nearest_N < softmax_workspace.LEAST_COS).all()
+    assert sums.shift_N.isfinite().all()
 
 
 def test_no_images(chunks: Callable[[int], None]) -> None:

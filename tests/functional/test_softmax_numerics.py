@@ -97,6 +97,24 @@ def test_two_classes_at_the_largest_scale(right: bool) -> None:
     assert all(tensor.isfinite().all() for tensor in ours)
 
 
+@pytest.mark.parametrize("products", [None, torch.bfloat16])
+@pytest.mark.parametrize("cos", [1.0, -1.0])
+@pytest.mark.parametrize("scale", [79.0, 79.99, 128.0])
+def test_the_largest_and_the_smallest_sums(products: torch.dtype | None, cos: float, scale: float) -> None:
+    """All negatives at a cosine of 1, or all at -1: sums of e**80 or e**-80, on both sides of `MOST_EXPONENT`."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.tensor([0.0, 1.0]) + 1e-3 * torch.randn(2, 2, generator=generator)
+    p = Problem(
+        cos * torch.tensor([[0.2, 1.0], [-0.1, 1.0], [0.0, 1.0]]), weight, torch.tensor([0, 1, 0]), torch.ones(3)
+    )
+    _, exact = solved(p, "plain", whole=True, scale=scale)
+    _, ours = solved(p, "plain", dtype=torch.float32, scale=scale, settings=Settings(products=products))
+    worst = 2e-4 if products is None else 0.3  # of a logit of 128, bf16 rounds up to 0.25 away
+    for got, right in zip(ours, exact, strict=True):
+        assert got.isfinite().all()
+        assert error(got, right) < worst
+
+
 def test_a_tiny_loss_keeps_its_digits() -> None:
     """log(1 + exp(-30)): the log-sum-exp of a whole row of logits would be rounded to the target's, and give 0."""
     p = Problem(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0]), torch.ones(1))

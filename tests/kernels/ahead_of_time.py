@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import torch
 
 from visard.functional.margins import HardNegatives
-from visard.functional.softmax_pieces import LogitGradient, Negatives
+from visard.functional.softmax_pieces import LogitGradient
+from visard.functional.softmax_workspace import Negatives
 from visard.kernels import softmax
 from visard.kernels.softmax import Tiling
 

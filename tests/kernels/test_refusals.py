@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from visard.errors import UserError
-from visard.functional.softmax_pieces import Negatives
+from visard.functional.softmax_workspace import Negatives
 from visard.kernels import triton_pieces
 
 

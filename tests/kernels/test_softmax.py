@@ -18,7 +18,8 @@ from tests.functional.softmax_problem import MARGINS, Problem, error, problem, s
 from visard.functional.margins import HardNegatives
 from visard.functional.softmax import margin_softmax_whole
 from visard.functional.softmax_chunked import Part, RowBuffer, Settings, margin_softmax
-from visard.functional.softmax_pieces import CHUNKED, LEAST_COS, LogitGradient, Negatives, Pieces
+from visard.functional.softmax_pieces import CHUNKED, LogitGradient, Pieces
+from visard.functional.softmax_workspace import LEAST_COS, Negatives
 from visard.kernels import Tiling, triton_pieces
 
 # Tiles of 64 classes and 16 to 32 images, chunks of 64 classes: several of each in small problems.
@@ -141,7 +142,7 @@ def test_pieces_of_a_sample(hard: bool, accumulate: bool, pieces: Pieces, device
     n, g = negatives(device, hard=hard)
     exact, exact_g = doubled(n, g)
     ours, theirs = pieces.sums(n, None), CHUNKED.sums(exact, None)
-    log = [sums.largest_N + sums.total_N.log() for sums in (ours, theirs)]
+    log = [sums.shift_N + sums.total_N.log() for sums in (ours, theirs)]
     torch.testing.assert_close(log[0], log[1], rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(ours.nearest_N.double(), theirs.nearest_N, rtol=0, atol=1e-6)
     assert ours.total_N.dtype == torch.float64

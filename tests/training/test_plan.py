@@ -31,12 +31,11 @@ from visard.training.plan import (
     Network,
     _count,
     _worst,
-    classifier,
     count_network,
     largest_batch,
-    paper_classifier,
     plan,
 )
+from visard.training.plan_classifier import classifier, paper_classifier
 from visard.training.step import train_step
 
 BATCH = 16

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from visard.functional.margins import Margin, MarginState
 from visard.functional.softmax import margin_softmax_whole, no_sums
-from visard.functional.softmax_chunked import Part, Settings, job_of, joint_sums, logit_gradient, room_for_logits
-from visard.functional.softmax_pieces import NORM_FLOOR
+from visard.functional.softmax_chunked import Part, Settings, job_of, joint_sums, logit_gradient, saved_for
+from visard.functional.softmax_workspace import NORM_FLOOR
 
 
 def compensated(past_ED: Tensor, past_centre_ED: Tensor, centre_ED: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def add_centre_gradient(
 
     Equal to the weight's part of `(factor * margin_softmax(..., denominator=1).loss).backward()`. Where nobody wants
     the loss itself or the embeddings' gradient, both passes come in one call: one product of four is never made, and
-    logits kept between the two passes live no longer than this call.
+    shares kept between the two passes live no longer than this call.
 
     Args:
         emb_ND: (N, D) embeddings; float32 or float64.
@@ -70,12 +70,12 @@ def add_centre_gradient(
     """
     assert part.gradient is not None, "the gradient goes to a buffer"
     job = job_of(emb_ND, weight, labels_N, margin, scale, state, no_sums, settings, part)
-    kept = room_for_logits(job)
-    sums = joint_sums(job, kept)
-    gradient, _ = logit_gradient(job, factor.expand(len(emb_ND)), sums.largest_N, sums.share_N, sums.gap_N.sigmoid())
+    saved = saved_for(job, (False, True))
+    sums = joint_sums(job, saved)
+    gradient, _ = logit_gradient(job, factor.expand(len(emb_ND)), sums.shift_N, sums.share_N, sums.gap_N.sigmoid())
     rows = job.negatives.classes * job.negatives.centres
     weight_grad_RD, accumulate = part.gradient.room(rows, emb_ND)
-    settings.pieces.gradients(job.negatives, gradient, kept, None, weight_grad_RD, accumulate)
+    settings.pieces.gradients(job.negatives, gradient, saved, None, weight_grad_RD, accumulate)
 
 
 class BroadfaceGradients(NamedTuple):

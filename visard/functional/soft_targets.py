@@ -34,8 +34,9 @@ from torch.autograd.function import once_differentiable
 from visard.functional.margins import Margin, MarginState, harden
 from visard.functional.soft_targets_pieces import Pair, pair_gradients, pair_sums
 from visard.functional.softmax import cosines, no_sums
-from visard.functional.softmax_chunked import Job, Part, Settings, descend, job_of, worth_keeping
-from visard.functional.softmax_pieces import EXCLUDED, LogitGradient
+from visard.functional.softmax_chunked import Job, Part, Settings, classes_kept, descend, job_of
+from visard.functional.softmax_pieces import LogitGradient
+from visard.functional.softmax_workspace import EXCLUDED, Saved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,11 +205,12 @@ class _TwoSoftmaxes(torch.autograd.Function):
     def forward(
         ctx: Any, emb_ND: Tensor, weight: Tensor, pair: Pair, weights_N: Tensor | None, denominator: int
     ) -> tuple[Tensor, Tensor]:
-        student, teacher = pair
+        student = pair.student
         labelled_N, kind = student.labelled_N, emb_ND.dtype
-        keep = any(ctx.needs_input_grad[:2]) and worth_keeping(student) and worth_keeping(teacher)
-        kept = pair.room() if keep else (None, None)
-        sums = pair_sums(pair, kept).over_processes(student.part, kind)
+        keep = any(ctx.needs_input_grad[:2]) and all(classes_kept(job) == job.negatives.classes for job in pair)
+        kept = student.negatives.classes if keep else 0
+        saved = Saved(classes=kept), Saved(classes=kept)
+        sums = pair_sums(pair, saved).over_processes(student.part, kind)
         own = [(side.negatives.scale * side.margined.cos).to(sums.self_N.dtype) for side in pair]
         # Log-sum-exps with the own class; an image with no class at all has -inf.
         all_student_N, all_teacher_N = (
@@ -241,7 +243,7 @@ class _TwoSoftmaxes(torch.autograd.Function):
             )
         ]
         ctx.save_for_backward(emb_ND, *negatives[0], *negatives[1], (learnt_N - taught_N).to(kind), weights_N)
-        ctx.pair, ctx.kept, ctx.denominator = pair, kept, denominator
+        ctx.pair, ctx.saved, ctx.denominator = pair, saved, denominator
         loss, kl = ((v_N[student.part.images].sum() / denominator).to(kind) for v_N in (loss_N, kl_N))
         ctx.mark_non_differentiable(kl)
         return loss, kl
@@ -260,11 +262,12 @@ class _TwoSoftmaxes(torch.autograd.Function):
         teacher = teacher_shift_N, factor_N * teacher_share_N
 
         def fill(unit_grad_ND: Tensor | None, weight_grad_RD: Tensor | None, accumulate: bool) -> None:
-            pair_gradients(pair, g, teacher, ctx.kept, unit_grad_ND, weight_grad_RD, accumulate)
+            pair_gradients(pair, g, teacher, ctx.saved, unit_grad_ND, weight_grad_RD, accumulate)
 
         by_length_N = factor_N * own_N * student.norm_slope_N
         results = descend(student, emb_ND, ctx.needs_input_grad[:2], by_length_N, fill)
-        ctx.kept = (None, None)
+        for side in ctx.saved:
+            side.forget_shares()
         return *results, None, None, None
 
 

@@ -9,16 +9,15 @@ Letters: N images, D embedding size, C classes, R rows of centres, H classes of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from visard.functional.softmax_chunked import Job, Part
-from visard.functional.softmax_pieces import EXCLUDED, LEAST_COS, LogitGradient, Workspace, sum_type
-
-Kept = tuple[Tensor | None, Tensor | None]
-"""Products of the student and of the teacher, kept between the two passes; None = computed anew."""
+from visard.functional.softmax_pieces import LogitGradient, add_own, sum_type
+from visard.functional.softmax_workspace import EXCLUDED, LEAST_COS, Chunk, Saved, Workspace
 
 
 class Pair(NamedTuple):
@@ -27,19 +26,16 @@ class Pair(NamedTuple):
     student: Job
     teacher: Job
 
-    def workspaces(self) -> tuple[Workspace, Workspace]:
+    def workspaces(self, saved: tuple[Saved | None, Saved | None] = (None, None)) -> tuple[Workspace, Workspace]:
         """Buffers of both, with the same chunks."""
-        sides = self.student.negatives, self.teacher.negatives
-        centres = max(side.centres for side in sides)
-        return Workspace(sides[0], centres), Workspace(sides[1], centres)
+        n, taught = self.student.negatives, self.teacher.negatives
+        centres = max(n.centres, taught.centres)
+        return Workspace(n, centres, saved=saved[0]), Workspace(taught, centres, saved=saved[1])
 
-    def room(self) -> Kept:
-        """Where all products of both are kept between the passes."""
-        student, teacher = (
-            n.unit_ND.new_empty(len(n.unit_ND) * n.classes * n.centres, dtype=n.products)
-            for n in (self.student.negatives, self.teacher.negatives)
-        )
-        return student, teacher
+    @staticmethod
+    def chunks(works: tuple[Workspace, Workspace], saved: tuple[Saved, Saved]) -> Iterator[tuple[Chunk, Chunk]]:
+        """The same classes of both, in order."""
+        return zip(*(work.chunks(side) for work, side in zip(works, saved, strict=True)), strict=True)
 
 
 class PairSums(NamedTuple):
@@ -83,36 +79,38 @@ class PairSums(NamedTuple):
         )
 
 
-def pair_sums(pair: Pair, kept: Kept) -> PairSums:
-    """One pass over the classes here; fills `kept` as `softmax_pieces.negative_sums` does."""
+def pair_sums(pair: Pair, saved: tuple[Saved, Saved]) -> PairSums:
+    """One pass over the classes here; keeps plain logits of student and teacher where `saved` says so."""
     n = pair.student.negatives
     student_N = n.unit_ND.new_full((len(n.unit_ND),), EXCLUDED)
     teacher_N = student_N.clone()
     precise = sum_type(student_N)
     student_total_N = torch.zeros(len(student_N), dtype=precise, device=student_N.device)
     teacher_total_N, crossed_N, self_N = (torch.zeros_like(student_total_N) for _ in range(3))
-    works = pair.workspaces()
-    for chunks in zip(*(work.chunks() for work in works), strict=True):
-        (student_free_NH, student_NH, _), (teacher_free_NH, teacher_NH, _) = (
-            work.logits(chunk, side, fresh=True) for work, chunk, side in zip(works, chunks, kept, strict=True)
+    works = pair.workspaces(saved)
+    spare_HN = n.unit_ND.new_empty(works[0].size, len(n.unit_ND))
+    for chunks in pair.chunks(works, saved):
+        (student_HN, _, _), (teacher_HN, _, _) = (
+            work.logits(chunk, fresh=True) for work, chunk in zip(works, chunks, strict=True)
         )
         before_N, teacher_before_N = student_N, teacher_N
-        student_N = torch.maximum(before_N, student_NH.amax(1))
-        teacher_N = torch.maximum(teacher_before_N, teacher_NH.amax(1))
+        student_N = torch.maximum(before_N, student_HN.amax(0))
+        teacher_N = torch.maximum(teacher_before_N, teacher_HN.amax(0))
         lower_N, teacher_lower_N = before_N - student_N, teacher_before_N - teacher_N
-        student_NH.sub_(student_N.unsqueeze(1))
-        teacher_NH.sub_(teacher_N.unsqueeze(1))
+        student_HN.sub_(student_N)
+        teacher_HN.sub_(teacher_N)
         # What was added up so far, relative to the new largest ones.
         shrunk_N = teacher_lower_N.exp().to(precise)
         teacher_total_N.mul_(shrunk_N)
         crossed_N.mul_(shrunk_N).add_(teacher_total_N * lower_N)
         self_N.mul_(shrunk_N).add_(teacher_total_N * teacher_lower_N)
         student_total_N.mul_(lower_N.exp())
-        share_NH = torch.exp(teacher_NH, out=teacher_free_NH)
-        teacher_total_N.add_(share_NH.sum(1))
-        crossed_N.add_(torch.mul(share_NH, student_NH, out=student_free_NH).sum(1))
-        self_N.add_(teacher_NH.mul_(share_NH).sum(1))
-        student_total_N.add_(student_NH.exp_().sum(1))
+        share_HN = torch.exp(teacher_HN, out=spare_HN[: len(teacher_HN)])
+        teacher_total_N.add_(share_HN.sum(0))
+        self_N.add_(teacher_HN.mul_(share_HN).sum(0))
+        crossed_N.add_(share_HN.mul_(student_HN).sum(0))
+        student_total_N.add_(student_HN.exp_().sum(0))
+    saved[0].shift_N, saved[1].shift_N = student_N, teacher_N
     # Excluded logits alone have a largest among them too, which counted as exp(0).
     for side, largest_N, totals in (
         (n, student_N, (student_total_N,)),
@@ -127,7 +125,7 @@ def pair_gradients(
     pair: Pair,
     g: LogitGradient,
     teacher: tuple[Tensor, Tensor],
-    kept: Kept,
+    saved: tuple[Saved, Saved],
     unit_grad_ND: Tensor | None,
     weight_grad_RD: Tensor | None,
     accumulate: bool,
@@ -140,19 +138,25 @@ def pair_gradients(
         pair: both problems.
         g: the student's; `shift_N` is the largest logit, `factor_N` has the second exp in it.
         teacher: those two of the teacher's.
-        kept: what `pair_sums` filled.
+        saved: what `pair_sums` left.
         unit_grad_ND: see `softmax_pieces.gradients`.
         weight_grad_RD: likewise.
         accumulate: likewise.
     """
-    works = pair.workspaces()
-    shift_N1, factor_N1, teacher_shift_N1, teacher_factor_N1 = (
-        values_N.unsqueeze(1) for values_N in (g.shift_N, g.factor_N, *teacher)
-    )
-    for chunks in zip(*(work.chunks() for work in works), strict=True):
-        (plain_NH, share_NH, winner_NH), (_, teacher_NH, _) = (
-            work.logits(chunk, side, fresh=False) for work, chunk, side in zip(works, chunks, kept, strict=True)
+    works, n = pair.workspaces(), pair.student.negatives
+    teacher_shift_N, teacher_factor_N = teacher
+    per_cos_N = torch.full_like(g.factor_N, 1.0 / n.scale)
+    for chunks in pair.chunks(works, saved):
+        (share_HN, slope_HN, winner_HN), (teacher_HN, _, _) = (
+            work.logits(chunk, fresh=False) for work, chunk in zip(works, chunks, strict=True)
         )
-        teacher_NH.sub_(teacher_shift_N1).exp_().mul_(teacher_factor_N1)
-        share_NH.sub_(shift_N1).exp_().mul_(factor_N1).sub_(teacher_NH)
-        works[0].descend(chunks[0], plain_NH, share_NH, winner_NH, g, unit_grad_ND, weight_grad_RD, accumulate)
+        teacher_HN.sub_(teacher_shift_N).exp_().mul_(teacher_factor_N)
+        share_HN.sub_(g.shift_N).exp_().mul_(g.factor_N).sub_(teacher_HN)
+        if slope_HN is not None:
+            share_HN.mul_(slope_HN)
+        share_RN = works[0].by_row(share_HN, winner_HN, works[0].product_RN[: len(chunks[0].weight_RD)])
+        if unit_grad_ND is not None:
+            works[0].add_directions(chunks[0], share_RN, unit_grad_ND, per_cos_N)
+        if weight_grad_RD is not None:
+            works[0].centre_gradient(chunks[0], share_RN, works[0].unit_ND, weight_grad_RD, accumulate)
+    add_own(n, g, unit_grad_ND, weight_grad_RD)

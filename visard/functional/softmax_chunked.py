@@ -21,13 +21,15 @@ from torch.nn import functional
 
 from visard.functional.margins import Margin, Margined, MarginState
 from visard.functional.softmax import SoftmaxOutput, own_sums
-from visard.functional.softmax_pieces import CHUNKED, NORM_FLOOR, LogitGradient, Negatives, Pieces
+from visard.functional.softmax_pieces import CHUNKED, LogitGradient, Pieces
+from visard.functional.softmax_workspace import NORM_FLOOR, Negatives, Saved
 
 KEPT_BYTES = 1 << 28
-"""Logits of up to this size are kept between the two passes, which saves one of four products."""
+"""Shares of so many classes as fit here are kept between the two passes, which saves their part of one of four
+products."""
 
 KEPT_SHARE = 8
-"""So are logits of up to this part of the centres' own size."""
+"""Or, where that is more, here: this part of the centres' own size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,8 @@ class Settings:
             1e-6 of float64's (by norm, s = 64). torch.bfloat16 is faster and rounds cosines to 2**-9 of their size:
             losses within 3e-4, gradients within 0.5 % at D = 512 and 1.6 % at D = 64 (a chunk's results are bf16, sums
             over chunks float32). A loss near 0 is less exact: 2 %.
-        keep: keep the logits between forward and backward, which saves one product of four; None = where they are
-            small (`KEPT_BYTES`, `KEPT_SHARE`).
+        keep: keep all shares between forward and backward, which saves one product of four; None = those of as many
+            classes as fit a budget (`KEPT_BYTES`, `KEPT_SHARE`).
         ignored_C: (C,) bool, classes that are nobody's negatives; None = none. Of the sampled ones, if there is a
             sample.
         conflict_cos: negatives with a larger plain cosine are left out of the sum; None = none.
@@ -273,15 +275,15 @@ class _Classes(torch.autograd.Function):
         ctx: Any, emb_ND: Tensor, weight: Tensor, job: Job, weights_N: Tensor | None, denominator: int | Tensor
     ) -> tuple[Tensor, Tensor]:
         part = job.part
-        kept = room_for_logits(job) if ctx.needs_input_grad[0] or ctx.needs_input_grad[1] else None
-        sums = joint_sums(job, kept)
+        saved = saved_for(job, ctx.needs_input_grad[:2])
+        sums = joint_sums(job, saved)
         loss_N = torch.logaddexp(torch.zeros_like(sums.gap_N), sums.gap_N)
         if job.margined.regulariser is not None:
             loss_N = loss_N + torch.where(job.labelled_N, job.margined.regulariser, 0.0)
         if weights_N is not None:
             loss_N = loss_N * weights_N
-        ctx.save_for_backward(emb_ND, sums.largest_N, sums.share_N, sums.gap_N.sigmoid(), weights_N)
-        ctx.job, ctx.kept, ctx.denominator = job, kept, denominator
+        ctx.save_for_backward(emb_ND, sums.shift_N, sums.share_N, sums.gap_N.sigmoid(), weights_N)
+        ctx.job, ctx.saved, ctx.denominator = job, saved, denominator
         correct_N = (sums.nearest_N <= job.own_cos_N) & job.labelled_N
         ctx.mark_non_differentiable(correct_N)
         return (loss_N[part.images].sum() / denominator).to(emb_ND.dtype), correct_N
@@ -289,21 +291,21 @@ class _Classes(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        emb_ND, largest_N, share_N, wrong_N, weights_N = ctx.saved_tensors
+        emb_ND, shift_N, share_N, wrong_N, weights_N = ctx.saved_tensors
         job: Job = ctx.job
         each_N = (grad / ctx.denominator).expand(len(emb_ND))
         if weights_N is not None:
             each_N = each_N * weights_N
-        gradient, push_N = logit_gradient(job, each_N, largest_N, share_N, wrong_N)
+        gradient, push_N = logit_gradient(job, each_N, shift_N, share_N, wrong_N)
         by_length_N = -push_N * job.norm_slope_N
         if job.margined.regulariser is not None:
             by_length_N = by_length_N + each_N * job.regulariser_slope_N
 
         def fill(unit_grad_ND: Tensor | None, weight_grad_RD: Tensor | None, accumulate: bool) -> None:
-            job.settings.pieces.gradients(job.negatives, gradient, ctx.kept, unit_grad_ND, weight_grad_RD, accumulate)
+            job.settings.pieces.gradients(job.negatives, gradient, ctx.saved, unit_grad_ND, weight_grad_RD, accumulate)
 
         results = descend(job, emb_ND, ctx.needs_input_grad[:2], by_length_N, fill)
-        ctx.kept = None
+        ctx.saved.forget_shares()
         return *results, None, None, None
 
 
@@ -312,56 +314,55 @@ class JointSums:
     """Each image's negatives over all processes.
 
     Args:
-        largest_N: (N,) largest logit; +inf if there is no negative.
-        share_N: (N,) exp(largest - log-sum-exp): a negative's share of the sum is exp(logit - largest) times this.
-            exp(logit - log-sum-exp) alone would not do: rounded to float32 the shift would change the shares of all
-            negatives alike.
+        shift_N: (N,) what they are added up relative to; +inf if there is no negative.
+        share_N: (N,) one over the sum of exp(logit - shift): a negative's share of the sum is exp(logit - shift) times
+            this. exp(logit - log-sum-exp) would not do: rounded to float32 the log-sum-exp would change the shares of
+            all negatives alike.
         gap_N: (N,) log-sum-exp less the target's logit; -inf for unlabelled images.
         nearest_N: (N,) largest plain cosine of a negative.
     """
 
-    largest_N: Tensor
+    shift_N: Tensor
     share_N: Tensor
     gap_N: Tensor
     nearest_N: Tensor
 
 
-def joint_sums(job: Job, kept: Tensor | None) -> JointSums:
-    """The first pass over the classes, and what the processes' shares add up to. See `negative_sums` for `kept`."""
+def joint_sums(job: Job, saved: Saved) -> JointSums:
+    """The first pass over the classes, and what the processes' sums add up to. See `negative_sums` for `saved`."""
     n, part = job.negatives, job.part
-    sums = job.settings.pieces.sums(n, kept)
-    # Shards' pieces: the largest of the largest, and sums relative to it.
-    largest_N = part.most(sums.largest_N.clone())
-    share_N = sums.total_N * (sums.largest_N - largest_N).exp()
-    total_N = part.add(share_N.to(n.unit_ND.dtype)).to(share_N.dtype)
+    sums = job.settings.pieces.sums(n, saved)
+    # Shards' pieces: the largest shift, and sums relative to it.
+    shift_N = part.most(sums.shift_N.clone())
+    own_total_N = sums.total_N * (sums.shift_N - shift_N).exp()
+    total_N = part.add(own_total_N.to(n.unit_ND.dtype)).to(own_total_N.dtype)
     nearest_N = part.most(sums.nearest_N)
-    shift_N = largest_N + total_N.log()
-    gap_N = torch.where(job.labelled_N, shift_N - n.scale * job.margined.cos, float("-inf"))
+    gap_N = shift_N + total_N.log() - n.scale * job.margined.cos
     bare_N = total_N == 0
     return JointSums(
-        largest_N=largest_N.masked_fill(bare_N, float("inf")),
-        share_N=(largest_N - shift_N).exp().masked_fill(bare_N, 0.0),
-        gap_N=gap_N,
+        shift_N=shift_N.masked_fill(bare_N, float("inf")),
+        share_N=total_N.reciprocal().masked_fill(bare_N, 0.0),
+        gap_N=torch.where(job.labelled_N, gap_N, float("-inf")),
         nearest_N=nearest_N,
     )
 
 
 def logit_gradient(
-    job: Job, each_N: Tensor, largest_N: Tensor, share_N: Tensor, wrong_N: Tensor
+    job: Job, each_N: Tensor, shift_N: Tensor, share_N: Tensor, wrong_N: Tensor
 ) -> tuple[LogitGradient, Tensor]:
     """What each logit's gradient is made of; and (N,) scale times d loss / d log-sum-exp.
 
     Args:
         job: the problem.
         each_N: (N,) factor of each image's loss.
-        largest_N: see `JointSums`.
+        shift_N: see `JointSums`.
         share_N: see `JointSums`.
         wrong_N: (N,) sigmoid of the gap: d loss / d logit is this times a negative's share, and -this for the target.
     """
     kind = job.negatives.unit_ND.dtype
     push_N = (each_N * job.negatives.scale * wrong_N).to(kind)
     own_N = -push_N * job.slope_N
-    return LogitGradient(largest_N, push_N * share_N.to(kind), own_N, job.own_cos_N), push_N
+    return LogitGradient(shift_N, push_N * share_N.to(kind), own_N, job.own_cos_N), push_N
 
 
 def descend(
@@ -400,18 +401,15 @@ def descend(
     return (unit_grad_ND - n.unit_ND * along_N1) / length_N1 + n.unit_ND * by_length_N1, weight_grad
 
 
-def room_for_logits(job: Job) -> Tensor | None:
-    """Where the logits are kept between the two passes; None = they are not."""
+def saved_for(job: Job, wanted: tuple[bool, bool]) -> Saved:
+    """What the first pass over the classes shall leave, where these gradients, of embeddings and of centres, follow."""
+    return Saved(classes=classes_kept(job) if wanted[1] else 0, unit=wanted[0])
+
+
+def classes_kept(job: Job) -> int:
+    """Of how many classes the shares shall be kept between the two passes."""
     n = job.negatives
-    if not worth_keeping(job):
-        return None
-    return n.unit_ND.new_empty(len(n.unit_ND) * n.classes * n.centres, dtype=n.products)
-
-
-def worth_keeping(job: Job) -> bool:
-    """Whether the logits shall be kept between the two passes."""
     if job.settings.keep is not None:
-        return job.settings.keep
-    n = job.negatives
-    size = len(n.unit_ND) * n.classes * n.centres * n.products.itemsize
-    return size <= max(KEPT_BYTES, n.weight_RD.nbytes // KEPT_SHARE)
+        return n.classes if job.settings.keep else 0
+    size = len(n.unit_ND) * n.centres * n.products.itemsize
+    return min(n.classes, max(KEPT_BYTES, n.weight_RD.nbytes // KEPT_SHARE) // max(size, 1))

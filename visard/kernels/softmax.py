@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from visard.errors import UserError
-from visard.functional.softmax_pieces import EXCLUDED, LEAST_COS, LogitGradient, Negatives, Pieces, Sums
+from visard.functional.softmax_pieces import LogitGradient, Pieces, Sums
+from visard.functional.softmax_workspace import EXCLUDED, LEAST_COS, Negatives, Saved
 
 SETTING = 'head.kernel "triton"'
 INSTEAD = 'or set head.kernel to "chunked"'
@@ -86,12 +87,12 @@ def triton_pieces(device: torch.device | None = None, tiling: Tiling | None = No
     return Pieces(functools.partial(negative_sums, tiling=tiling), functools.partial(gradients, tiling=tiling))
 
 
-def negative_sums(n: Negatives, kept: Tensor | None = None, *, tiling: Tiling) -> Sums:
+def negative_sums(n: Negatives, saved: Saved | None = None, *, tiling: Tiling) -> Sums:
     """See `softmax_pieces.negative_sums`.
 
     Args:
         n: the problem; float32.
-        kept: not filled, and `gradients` does not read it.
+        saved: gets nothing, and `gradients` does not read it.
         tiling: see `Tiling`.
     """
     images = len(n.unit_ND)
@@ -113,7 +114,7 @@ def negative_sums(n: Negatives, kept: Tensor | None = None, *, tiling: Tiling) -
 def gradients(
     n: Negatives,
     g: LogitGradient,
-    kept: Tensor | None,
+    saved: Saved | None,
     unit_grad_ND: Tensor | None,
     weight_grad_RD: Tensor | None,
     accumulate: bool = False,
@@ -125,7 +126,7 @@ def gradients(
     Args:
         n: the problem; float32.
         g: what each logit's gradient is made of.
-        kept: not read.
+        saved: not read.
         unit_grad_ND: (N, D), added to; None = not wanted.
         weight_grad_RD: (R, D), overwritten; None = not wanted.
         accumulate: add to `weight_grad_RD` instead.

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from visard.functional.softmax_pieces import EXCLUDED, NORM_FLOOR
+from visard.functional.softmax_workspace import EXCLUDED, NORM_FLOOR
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether the kernels below run in Triton's interpreter on the CPU; decided when they are defined."""

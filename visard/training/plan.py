@@ -6,8 +6,8 @@ activations, classifier and queue, the peak and the moment of it, and the larges
 Activations are counted, not estimated: the network runs forward and backward on torch's meta device (with autocast on
 fake tensors), every tensor's making and end counted (`memory.LiveBytes`). Two batches are enough for all: the bytes
 alive at any one moment are a constant (casts and gradients of weights) and so many an image; which moment is the peak
-depends on the batch. The classifier is a formula, because its work has a few
-large tensors only, and counting two million classes takes minutes; the tests hold both against a real step.
+depends on the batch. The classifier is a formula (`plan_classifier.py`), because its work has
+a few large tensors only, and counting two million classes takes minutes; the tests hold both against a real step.
 What no program sees from outside comes on top: the driver's context, an allocator's rounding, workspaces of kernels.
 
 Letters: B images of a device in a step, b of one micro-batch, W devices, N = b W, D embedding size, C classes, R rows
@@ -28,17 +28,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from visard.backbones import build
 from visard.backbones.recompute import set_checkpointing
-from visard.config import BackboneConfig, Checkpointing, HeadConfig, Recipe, ViTConfig
-from visard.functional.softmax_chunked import KEPT_BYTES, KEPT_SHARE
-from visard.functional.softmax_pieces import chunk_classes
-from visard.heads.broadface import BLOCK_LEAST, BLOCK_MOST
+from visard.config import BackboneConfig, Checkpointing, Recipe, ViTConfig
 from visard.training.build import AUTOCAST
 from visard.training.memory import LARGE, SMALL, IntArray, LiveBytes, bytes_of, worst_lines
 from visard.training.parallel import GRADIENT_DTYPE
-from visard.training.rows import BLOCK_ELEMENTS, BLOCK_ELEMENTS_GPU
+from visard.training.plan_classifier import FLOAT, Classifier, classifier, paper_classifier, row_copies
 from visard.training.rules import RULES
-
-FLOAT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,34 +81,6 @@ class Network:
     kept: tuple[float, float]
     peak: tuple[tuple[float, float], ...]
     peak_fresh: tuple[tuple[float, float], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classifier:
-    """What the head needs on one device; bytes.
-
-    Args:
-        weight: class centres.
-        state: what the optimizer remembers of them.
-        gradient: of the centres that take part.
-        queue: past embeddings, and their centres.
-        embeddings: those of all devices, their directions and gradients.
-        logits: kept between the two passes.
-        workspace: of a chunk of classes, or of a block of the queue.
-    """
-
-    weight: int
-    state: int
-    gradient: int
-    queue: int
-    embeddings: int
-    logits: int
-    workspace: int
-
-    @property
-    def passing(self) -> int:
-        """What is there only while the loss and its gradient are computed."""
-        return self.embeddings + self.logits + self.workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +187,7 @@ def plan(recipe: Recipe, classes: int, network: Network, layout: Layout) -> Plan
         + at_rest
         + of_head
         + gradients
-        + _rows(recipe.head, head, dim, states, layout.kind),
+        + row_copies(recipe.head, head, dim, states, layout.kind),
     }
     moment = max(moments, key=lambda name: moments[name])
     sent, between = _traffic(network, head, recipe, layout)
@@ -262,90 +229,11 @@ def largest_batch(recipe: Recipe, classes: int, network: Network, layout: Layout
     return low
 
 
-def paper_classifier(classes: int, dim: int, batch: int, devices: int) -> int:
-    """Mem_FC = 3 Mem_w + 2 Mem_logits in bytes: weight, gradient and momentum; logits and their gradient.
-
-    Source: Towards Large-scale Masked Face Recognition, Sec. 2.1: Mem_w = 4 d C / k, Mem_logits = 4 N k C / k.
-    """
-    mem_w = 4 * dim * classes / devices
-    mem_logits = 4 * batch * devices * classes / devices
-    return math.ceil(3 * mem_w + 2 * mem_logits)
-
-
-def classifier(
-    config: HeadConfig, classes: int, dim: int, micro: int, batch: int, world: int, states: int, kind: str
-) -> Classifier:
-    """The head's memory, after what `functional/softmax_pieces.Workspace` and the heads make.
-
-    Args:
-        config: of the head.
-        classes: C.
-        dim: D.
-        micro: b.
-        batch: B.
-        world: W.
-        states: tensors that the optimizer remembers of each weight.
-        kind: of device.
-    """
-    replicated = config.classes == "replicated"
-    here = classes if replicated else -(-classes // world)
-    images = micro if replicated else micro * world
-    centres = config.subcentres
-    part = here
-    if config.sample_rate < 1:
-        part = min(here, max(round(config.sample_rate * here), batch * world))
-    product = 2 if config.products == "bf16" else FLOAT
-    weight = here * centres * dim * FLOAT
-    logits = images * part * centres * product
-    if logits > max(KEPT_BYTES, weight // KEPT_SHARE) or config.kernel == "triton":
-        logits = 0
-    size = min(chunk_classes(images, centres, torch.device(kind)), max(part, 1))
-    rows = size * centres
-    workspace = images * (rows + size) * FLOAT
-    if config.sample_rate < 1:
-        workspace += rows * dim * FLOAT
-    if product == 2:
-        workspace += 2 * rows * dim * product + images * rows * product + 2 * images * dim * product
-    if centres > 1:
-        workspace += images * (2 * rows * FLOAT + size * (FLOAT + 8))  # classes spread over rows; the nearest centres
-    # Directions and the gradient of directions; and the embeddings of all devices, where they are gathered.
-    embeddings = images * dim * FLOAT * (2 if replicated else 3)
-    own = 3 * images * centres * dim * FLOAT  # own centres, of length 1, times directions: before the passes
-    end = 3 * images * dim * FLOAT  # temporaries of the gradient's end: after them
-    workspace = max(workspace, own - logits, end)
-    queue = config.queue.size * (dim * FLOAT * (2 if config.queue.compensation else 1) + 8)
-    if config.queue.size:
-        fits = KEPT_BYTES // max(-(-classes // world) * product, 1)
-        block = min(config.queue.size, BLOCK_MOST if fits < BLOCK_LEAST else min(fits, BLOCK_MOST))
-        kept = block * part * product
-        kept = kept if kept <= max(KEPT_BYTES, weight // KEPT_SHARE) else 0
-        block_rows = min(chunk_classes(block, 1, torch.device(kind)), max(part, 1))
-        # Entries as they are now, their centres, directions, and own centres.
-        workspace = max(workspace, kept + 2 * block * block_rows * FLOAT + 4 * block * dim * FLOAT)
-    return Classifier(
-        weight=weight,
-        state=states * weight,
-        gradient=part * centres * dim * FLOAT,
-        queue=queue,
-        embeddings=embeddings,
-        logits=logits,
-        workspace=workspace,
-    )
-
-
 def _states(recipe: Recipe) -> int:
     """Tensors as large as a weight that the optimizer remembers of it."""
     probe = nn.Parameter(torch.empty(2, 2, device="meta"))
     remembered = RULES[recipe.optim.kind](recipe.optim).begin(probe, rows=False)
     return sum(value.numel() == probe.numel() for value in remembered.values())
-
-
-def _rows(config: HeadConfig, head: Classifier, dim: int, states: int, kind: str) -> int:
-    """Copies of the rows that the optimizer moves at a time, where not all take part."""
-    if config.sample_rate == 1:
-        return 0
-    block = (BLOCK_ELEMENTS if kind == "cpu" else BLOCK_ELEMENTS_GPU) * FLOAT
-    return min(block, head.gradient) * (1 + states)
 
 
 def _traffic(network: Network, head: Classifier, recipe: Recipe, layout: Layout) -> tuple[int, int]:

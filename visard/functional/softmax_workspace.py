@@ -1,0 +1,401 @@
+"""One chunk of classes after the other: their cosines to all images, and what is done with them, in buffers made once.
+
+In: `Negatives`, a problem without its targets. Out: `Workspace`, whose steps `softmax_pieces.py` and
+`soft_targets_pieces.py` put together: logits, shares, and the products that gradients are made of. Everything is laid
+out class by class, (H, N), as centres are.
+
+Letters: N images, D embedding size, C classes (of this process, or those sampled), K centres of a class, R = C * K rows
+of centres, H classes of a chunk, R' their rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from visard.functional.margins import HardNegatives, harden
+
+CHUNK_ROWS_CPU = 1024
+"""Rows of centres of a chunk on a CPU: the fastest for 32 to 8,192 images, by measurement (docs/heads.md)."""
+
+CHUNK_ELEMENTS_GPU = 1 << 25
+"""Numbers of a chunk on a GPU, of its logits or of its centres: 128 MB, so much work that the launches do not count."""
+
+NORM_FLOOR = 1e-12
+"""Shorter vectors count as this long, as in torch.nn.functional.normalize."""
+
+EXCLUDED = -1e30
+"""The logit of what is left out of the sum. Finite, so that 0 times it is 0 and not NaN."""
+
+LEAST_COS = -2.0
+"""No cosine is below this; what is, was excluded."""
+
+MOST_EXPONENT = 80.0
+"""Sums up to exp of this, times s, are numbers of float32, whose largest is exp(88.7); so is one over them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Negatives:
+    """All cosines between images and centres, and which of them count.
+
+    Args:
+        unit_ND: (N, D) directions of the embeddings, length 1 (or 0).
+        weight_RD: (R', D) centres, not normalised; class c has the rows c * K to c * K + K - 1.
+        sampled_C: (C,) int64 classes of `weight_RD` that take part, increasing; None = all.
+        centres: K.
+        own_class_N: (N,) int64 position of the image's class among the C, left out of its sum; -1 = not among them.
+        own_row_N: (N,) int64 position among the R rows of the own class's centre nearest to the image; -1 likewise.
+        scale: s.
+        hard: what becomes of hard negatives; None = they stay.
+        ignored_C: (C,) bool, classes that no image has as a negative; None = none.
+        conflict_cos: negatives nearer than this are left out: likely the same person under two names; None = all stay.
+        products: type that matrix products take: that of `unit_ND`, or torch.bfloat16.
+    """
+
+    unit_ND: Tensor
+    weight_RD: Tensor
+    sampled_C: Tensor | None = None
+    centres: int = 1
+    own_class_N: Tensor
+    own_row_N: Tensor
+    scale: float
+    hard: HardNegatives | None = None
+    ignored_C: Tensor | None = None
+    conflict_cos: float | None = None
+    products: torch.dtype
+
+    @property
+    def classes(self) -> int:
+        """C, the classes that take part."""
+        return len(self.weight_RD) // self.centres if self.sampled_C is None else len(self.sampled_C)
+
+
+@dataclass
+class Saved:
+    """What the first pass shall leave to the second, and what it has left. A share is exp(logit - shift).
+
+    Args:
+        classes: of so many classes, the first, the shares are kept, which saves their part of one of four products.
+        unit: sum up what the embeddings' gradient is made of; else `gradients` does it, for one product more.
+
+    Attributes:
+        shift_N: (N,) what all is relative to.
+        unit_ND: (N, D) d total / d direction of the image; None = not made.
+        share_RN: (R', N) d total / d logit by row of centres, in the products' type (in `soft_targets_pieces.py` the
+            plain logits); None = not kept.
+        inverse_R: (R',) one over the lengths of those centres.
+        chunk_shifts: (N,) for each chunk kept, what it is relative to; none where that is 0.
+    """
+
+    classes: int = 0
+    unit: bool = False
+    shift_N: Tensor | None = None
+    unit_ND: Tensor | None = None
+    share_RN: Tensor | None = None
+    inverse_R: Tensor | None = None
+    chunk_shifts: list[Tensor] = field(default_factory=list)
+
+    def make_room(self, n: Negatives, size: int) -> None:
+        """For the shares of whole chunks of `size` classes. First of all: what is given back lies in one piece."""
+        classes = min(self.classes, n.classes)
+        if classes < n.classes:
+            classes -= classes % size
+        if classes:
+            self.share_RN = n.unit_ND.new_empty(classes * n.centres, len(n.unit_ND), dtype=n.products)
+            self.inverse_R = n.unit_ND.new_empty(classes * n.centres)
+
+    def forget_shares(self) -> None:
+        """Gives back what is large: `gradients` computes it anew."""
+        self.share_RN = self.inverse_R = None
+        self.chunk_shifts = []
+
+
+def chunk_classes(images: int, dim: int, centres: int, device: torch.device) -> int:
+    """C of a chunk: on a CPU such that what it touches stays in the cache, on a GPU a power of two with work enough."""
+    if device.type == "cpu":
+        return max(CHUNK_ROWS_CPU // centres, 1)
+    most = max(256, CHUNK_ELEMENTS_GPU // max(images * centres, dim * centres, 1))
+    return int(1 << (most.bit_length() - 1))
+
+
+def is_bounded(scale: float, classes: int, *, hardened: bool) -> bool:
+    """Whether float32 holds every sum of exp(logit) over these classes, and one over it; hardened cosines reach 2."""
+    return scale * (2.0 if hardened else 1.0) + math.log(max(classes, 1)) <= MOST_EXPONENT
+
+
+class Chunk(NamedTuple):
+    """A run of classes.
+
+    Args:
+        first: its first class.
+        last: the one after its last.
+        weight_RD: its rows of the weight, in the embeddings' type.
+        operand_RD: s times their directions, in the products' type; meaningless where nobody wants it.
+        inverse_R: one over their lengths.
+        kept_RN: where their shares are kept; None = nowhere.
+    """
+
+    first: int
+    last: int
+    weight_RD: Tensor
+    operand_RD: Tensor
+    inverse_R: Tensor
+    kept_RN: Tensor | None
+
+
+class _Shares(NamedTuple):
+    """Of one chunk.
+
+    Args:
+        share_RN: (R', N) d sum / d logit by row of centres, relative to the shift; in the products' type.
+        shift_N: (N,) as given, or no less than any logit of the chunk.
+        total_N: (N,) their sum.
+        nearest_N: (N,) largest plain logit. Like the sum None but in the first pass.
+    """
+
+    share_RN: Tensor
+    shift_N: Tensor
+    total_N: Tensor
+    nearest_N: Tensor
+
+
+class Workspace:
+    """The buffers of one pass over all classes: made once, so that no chunk costs fresh pages.
+
+    Attributes:
+        bounded: no sum over the classes here can overflow, nor vanish, with logits taken as they are.
+    """
+
+    def __init__(self, n: Negatives, centres: int | None = None, *, saved: Saved | None = None) -> None:
+        """Makes the buffers.
+
+        Args:
+            n: the problem.
+            centres: K by which a chunk is measured, where chunks of two problems go together; None = the problem's.
+            saved: gets its room; None = nothing does.
+        """
+        self.n = n
+        images, dim = n.unit_ND.shape
+        self.size = min(chunk_classes(images, dim, centres or n.centres, n.unit_ND.device), max(n.classes, 1))
+        if saved is not None:
+            saved.make_room(n, self.size)
+        rows = self.size * n.centres
+        self.bounded = is_bounded(n.scale, n.classes, hardened=n.hard is not None)
+        self.rounded = n.products != n.unit_ND.dtype
+        self.unit_ND = n.unit_ND.to(n.products)
+        new = n.unit_ND.new_empty
+        self.scratch_RD = new(rows, dim)
+        self.operand_RD = new(rows, dim, dtype=n.products)
+        self.product_RN = new(rows, images, dtype=n.products)
+        self.rows_RD = new(rows, dim) if n.sampled_C is not None or n.weight_RD.dtype != n.unit_ND.dtype else None
+        self._exact: Tensor | None = None
+        self._summand: Tensor | None = None
+        self.unit_product_ND = new(images, dim, dtype=n.products)
+        if self.rounded:
+            self.centre_product_RD = new(rows, dim, dtype=n.products)
+        self._image_N = torch.arange(images, device=n.unit_ND.device)
+        # A GPU need not wait to hear which chunks hold an image's own class.
+        self._own_chunks: set[int] | None = None
+        if n.own_class_N.device.type == "cpu":
+            self._own_chunks = set((n.own_class_N[n.own_class_N >= 0] // self.size).tolist())
+
+    def chunks(self, saved: Saved | None = None, *, operands: bool = True) -> Iterator[Chunk]:
+        """All classes, in order.
+
+        Args:
+            saved: where shares are kept; its `shift_N` says whether they are there already.
+            operands: whether `operand_RD` is wanted of chunks whose shares are there.
+        """
+        n, k = self.n, self.n.centres
+        for first in range(0, n.classes, self.size):
+            last = min(first + self.size, n.classes)
+            weight_RD = self._rows(first, last)
+            kept_RN = inverse_R = None
+            if saved is not None and saved.share_RN is not None and last * k <= len(saved.share_RN):
+                assert saved.inverse_R is not None
+                kept_RN, inverse_R = saved.share_RN[first * k : last * k], saved.inverse_R[first * k : last * k]
+            there = kept_RN is not None and saved is not None and saved.shift_N is not None
+            if not there:
+                inverse_R = torch.linalg.vector_norm(weight_RD, dim=1, out=inverse_R)
+                inverse_R.clamp_(min=NORM_FLOOR).reciprocal_()
+            assert inverse_R is not None
+            operand_RD = self.operand_RD[: len(weight_RD)]
+            if operands or not there:
+                factor_R1 = (inverse_R * n.scale).unsqueeze(1)
+                if self.rounded:
+                    operand_RD.copy_(torch.mul(weight_RD, factor_R1, out=self.scratch_RD[: len(weight_RD)]))
+                else:
+                    torch.mul(weight_RD, factor_R1, out=operand_RD)
+            yield Chunk(first, last, weight_RD, operand_RD, inverse_R, kept_RN)
+
+    def _rows(self, first: int, last: int) -> Tensor:
+        """(R', D) centres of these classes, in the embeddings' type."""
+        n, k = self.n, self.n.centres
+        if n.sampled_C is None:
+            weight_RD = n.weight_RD[first * k : last * k]
+            return weight_RD if self.rows_RD is None else self.rows_RD[: len(weight_RD)].copy_(weight_RD)
+        assert self.rows_RD is not None
+        place_R = n.sampled_C[first:last]
+        if k > 1:
+            place_R = (place_R.unsqueeze(1) * k + torch.arange(k, device=place_R.device)).flatten()
+        rows_RD = self.rows_RD[: len(place_R)]
+        if n.weight_RD.dtype == rows_RD.dtype:
+            return torch.index_select(n.weight_RD, 0, place_R, out=rows_RD)
+        return rows_RD.copy_(n.weight_RD[place_R])
+
+    def products(self, chunk: Chunk) -> Tensor:
+        """(R', N) plain logits of a chunk by row of centres, where its shares are kept or in a buffer."""
+        product_RN = self.product_RN[: len(chunk.operand_RD)] if chunk.kept_RN is None else chunk.kept_RN
+        return torch.mm(chunk.operand_RD, self.unit_ND.T, out=product_RN)
+
+    def by_class(self, product_RN: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(H, N) logits of the nearest centre of each class; and, of K > 1 centres, which it was."""
+        if self.n.centres == 1:
+            return product_RN, None
+        nearest = product_RN.view(-1, self.n.centres, product_RN.shape[1]).max(1)
+        return nearest.values, nearest.indices
+
+    def exclude(self, logits_HN: Tensor, chunk: Chunk) -> None:
+        """Leaves out own, ignored and conflicting classes, in place. On a GPU nothing here waits for it."""
+        n = self.n
+        if n.conflict_cos is not None:
+            logits_HN.masked_fill_(logits_HN > n.conflict_cos * n.scale, EXCLUDED)
+        if n.ignored_C is not None:
+            logits_HN.masked_fill_(n.ignored_C[chunk.first : chunk.last].unsqueeze(1), EXCLUDED)
+        if self._own_chunks is not None and chunk.first // self.size not in self._own_chunks:
+            return
+        row_N = n.own_class_N - chunk.first
+        here_N = (row_N >= 0) & (row_N < chunk.last - chunk.first)
+        place = torch.where(here_N, row_N, 0), self._image_N
+        logits_HN.index_put_(place, torch.where(here_N, EXCLUDED, logits_HN[place]))
+
+    def exact(self, logits_HN: Tensor) -> Tensor:
+        """(H, N) a copy in the embeddings' type, in a buffer."""
+        if self._exact is None:
+            self._exact = self.scratch_RD.new_empty(self.size, logits_HN.shape[1])
+        return self._exact[: len(logits_HN)].copy_(logits_HN)
+
+    def hardened(self, logits_HN: Tensor) -> tuple[Tensor, Tensor]:
+        """Plain logits -> those of `margins.harden`, and (H, N) their slopes. What is excluded stays so."""
+        n = self.n
+        assert n.hard is not None
+        cos_HN = logits_HN.div_(n.scale)
+        slope_HN = torch.where(cos_HN > n.hard.threshold, n.hard.lift + 2.0 * cos_HN, 1.0)
+        return harden(cos_HN.T, n.hard).T.mul_(n.scale), slope_HN
+
+    def logits(self, chunk: Chunk, *, fresh: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(H, N) logits, hardened if so, in the embeddings' type, in a buffer; their slopes; and the nearest centres.
+
+        Args:
+            chunk: from `chunks`.
+            fresh: the first pass, which leaves the products where they are kept, if they are; else they are there.
+        """
+        product_RN = chunk.kept_RN if chunk.kept_RN is not None and not fresh else self.products(chunk)
+        logits_HN, winner_HN = self.by_class(product_RN)
+        logits_HN = self.exact(logits_HN)
+        self.exclude(logits_HN, chunk)
+        slope_HN = None
+        if self.n.hard is not None:
+            logits_HN, slope_HN = self.hardened(logits_HN)
+        return logits_HN, slope_HN, winner_HN
+
+    def shares(self, chunk: Chunk, shift_N: Tensor, *, first: bool) -> _Shares:
+        """What each negative adds to its image's sum, and how that depends on its logit.
+
+        Args:
+            chunk: from `chunks`.
+            shift_N: (N,) what shares are relative to; not looked at where `bounded`.
+            first: the first pass, which raises the shift to the largest logit, sums up and finds the nearest.
+        """
+        product_RN = self.products(chunk)
+        logits_HN, winner_HN = self.by_class(product_RN)
+        self.exclude(logits_HN, chunk)
+        nearest_N = logits_HN.amax(0).to(shift_N.dtype) if first else shift_N
+        slope_HN = None
+        if not self.bounded or self.n.hard is not None:
+            logits_HN = self.exact(logits_HN)
+        if self.n.hard is not None:
+            logits_HN, slope_HN = self.hardened(logits_HN)
+        if not self.bounded:
+            if first:
+                shift_N = torch.maximum(shift_N, logits_HN.amax(0))
+            logits_HN.sub_(shift_N)
+        share_HN = logits_HN.exp_()
+        total_N = share_HN.sum(0, dtype=shift_N.dtype) if first else shift_N
+        if slope_HN is not None:
+            share_HN.mul_(slope_HN)
+        return _Shares(self.by_row(share_HN, winner_HN, product_RN), shift_N, total_N, nearest_N)
+
+    def by_row(self, values_HN: Tensor, winner_HN: Tensor | None, out_RN: Tensor) -> Tensor:
+        """By class -> by row of centres, in the products' type: those of a class belong to its nearest centre."""
+        if winner_HN is None:
+            return out_RN if values_HN.data_ptr() == out_RN.data_ptr() else out_RN.copy_(values_HN)
+        out_HKN = out_RN.view(len(values_HN), self.n.centres, -1)
+        winner_H1N, values_H1N = winner_HN.unsqueeze(1), values_HN.to(out_RN.dtype).unsqueeze(1)
+        if values_HN.device.type == "cpu":
+            out_HKN.zero_().scatter_(1, winner_H1N, values_H1N)
+        else:
+            # A deterministic scatter would sort all its indices.
+            chosen_HKN = winner_H1N == torch.arange(self.n.centres, device=values_HN.device).unsqueeze(1)
+            out_HKN.copy_(torch.where(chosen_HKN, values_H1N, 0.0))
+        return out_RN
+
+    def add_directions(self, chunk: Chunk, share_RN: Tensor, out_ND: Tensor, factor_N: Tensor | None = None) -> None:
+        """Adds the sum of shares times s times directions of centres.
+
+        Args:
+            chunk: from `chunks`, with operands.
+            share_RN: (R', N), see `shares`.
+            out_ND: (N, D), added to.
+            factor_N: (N,) factor of what is added; None = 1.
+        """
+        if factor_N is None and not self.rounded:
+            out_ND.addmm_(share_RN.T, chunk.operand_RD)
+            return
+        product_ND = torch.mm(share_RN.T, chunk.operand_RD, out=self.unit_product_ND)
+        if factor_N is None:
+            out_ND.add_(product_ND)
+        else:
+            out_ND.addcmul_(product_ND.to(out_ND.dtype), factor_N.unsqueeze(1))
+
+    def pull(self, factor_N: Tensor) -> Tensor:
+        """(N, D) directions of images times a factor each, in the products' type: see `centre_gradient`."""
+        return (self.n.unit_ND * factor_N.unsqueeze(1)).to(self.n.products)
+
+    def centre_gradient(
+        self, chunk: Chunk, share_RN: Tensor, pull_ND: Tensor, weight_grad_RD: Tensor, accumulate: bool
+    ) -> None:
+        """From shares to the gradient of the centres.
+
+        d cos / d w = (unit - cos * w / |w|) / |w|: what all images ask for, less its part along the centre, over the
+        centre's length.
+
+        Args:
+            chunk: from `chunks`.
+            share_RN: (R', N), see `shares`.
+            pull_ND: see `pull`: share times pull is d loss / d cos times the direction.
+            weight_grad_RD: see `gradients`.
+            accumulate: see `gradients`.
+        """
+        k = self.n.centres
+        result_RD = weight_grad_RD[chunk.first * k : chunk.last * k]
+        rows = len(result_RD)
+        grad_RD = result_RD
+        if accumulate:
+            if self._summand is None:
+                self._summand = torch.empty_like(self.scratch_RD)
+            grad_RD = self._summand[:rows]
+        if self.rounded:
+            grad_RD.copy_(torch.mm(share_RN, pull_ND, out=self.centre_product_RD[:rows]))
+        else:
+            torch.mm(share_RN, pull_ND, out=grad_RD)
+        inverse_R = chunk.inverse_R
+        along_R = torch.mul(grad_RD, chunk.weight_RD, out=self.scratch_RD[:rows]).sum(1).mul_(inverse_R).mul_(inverse_R)
+        grad_RD.addcmul_(chunk.weight_RD, along_R.unsqueeze(1), value=-1.0).mul_(inverse_R.unsqueeze(1))
+        if accumulate:
+            result_RD.add_(grad_RD)
