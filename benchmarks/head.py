@@ -17,8 +17,9 @@ The peers:
 - plain autograd: normalise, linear, margin, torch.nn.functional.cross_entropy.
 
 "stock" is how a script of theirs runs; "tuned" has glibc keep freed memory (MALLOC_MMAP_THRESHOLD_,
-MALLOC_TRIM_THRESHOLD_) and float32 products by oneDNN (`set_float32_matmul_precision("medium")`, where that stays
-float32 here: tried first). Ours keeps freed memory as `visard train` does, and takes the same float32 products. The
+MALLOC_TRIM_THRESHOLD_), in pages of 2 MB (glibc.malloc.hugetlb), and float32 products by oneDNN
+(`set_float32_matmul_precision("medium")`, where that stays float32 here: tried first). Ours keeps freed memory as
+`visard train` does, has centres in pages of 2 MB as its heads do, and takes the same float32 products. The
 floor is the products alone, 3 x 2 N C D
 in the type named, in blocks that fit the cache.
 """
@@ -57,7 +58,11 @@ WAYS = {
     "sampled": ["PartialFC stock", "PartialFC tuned", "visard fp32", "visard bf16", "floor fp32", "floor bf16"],
     "step": ["SGD stock", "SGD fused", "visard rows", "floor rows"],
 }  # fmt: skip
-KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": "68719476736", "MALLOC_TRIM_THRESHOLD_": "68719476736"}
+TUNED = {
+    "MALLOC_MMAP_THRESHOLD_": "68719476736",
+    "MALLOC_TRIM_THRESHOLD_": "68719476736",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 TITLES = {
     "many": "Forward and backward",
     "wide": "Forward and backward",
@@ -94,7 +99,7 @@ def main() -> None:
 
 def run_child(job: str, way: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures one way in a process of its own, on the one core."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(KEEP_FREED if "tuned" in way else {})}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(TUNED if "tuned" in way else {})}
     command = [sys.executable, __file__, "--child", job, way, "--scale", str(arguments.scale)]
     command += ["--steps", str(arguments.steps), "--core", str(arguments.core)]
     pin = functools.partial(os.sched_setaffinity, 0, {arguments.core})
@@ -157,7 +162,12 @@ def relative_error() -> float:
 
 def make_head(way: str, images: int, classes: int, rate: float) -> tuple[int, Callable[[], None]]:
     """Resident bytes with the weights there, and what makes one forward and backward pass."""
-    weight = torch.empty(classes, DIM).normal_(0.0, 0.01)
+    weight = torch.empty(classes, DIM)
+    if way.startswith("visard"):
+        from visard.device import ask_for_large_pages
+
+        ask_for_large_pages(weight)  # as `new_centres` does
+    weight.normal_(0.0, 0.01)
     emb = torch.randn(images, DIM)
     labels = torch.randint(classes, (images,))
     sample = max(images, int(rate * classes))

@@ -123,3 +123,24 @@ print(int(kept), before, faults())
         pytest.skip("this C library has no mallopt")
     assert before > 50_000
     assert after < 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_large_pages_are_asked_for_where_they_help() -> None:
+    """The kernel marks the memory ("hg"), and it holds what is written; small tensors are left alone."""
+    large, small = torch.empty(1 << 25), torch.empty(1 << 10)
+    assert not device.ask_for_large_pages(small)
+    if not device.ask_for_large_pages(large):
+        pytest.skip("a kernel without transparent huge pages")
+    middle = large.data_ptr() + large.nbytes // 2
+    flags, inside = "", False
+    with open("/proc/self/smaps", encoding="ascii") as file:
+        for line in file:
+            if "-" in line.split()[0]:
+                begin, end = (int(part, 16) for part in line.split()[0].split("-"))
+                inside = begin <= middle < end
+            elif inside and line.startswith("VmFlags:"):
+                flags = line
+    assert " hg" in flags
+    large.fill_(2.0)
+    assert large.sum(dtype=torch.float64).item() == 2.0 * len(large)

@@ -188,6 +188,17 @@ def test_shares_of_some_classes_are_kept(
         assert error(got, right) < 1e-11
 
 
+def test_own_classes_are_left_out_as_on_a_gpu(chunks: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody may wait to hear which chunk an image's class is in."""
+    chunks(4)
+    p = problem(images=13, classes=30)
+    _, sorted_out = solved(p, "combined", dtype=torch.float32)
+    monkeypatch.setattr(softmax_workspace.Workspace, "sort_own_classes", lambda self: None)
+    _, in_place = solved(p, "combined", dtype=torch.float32)
+    for one, other in zip(sorted_out, in_place, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_second_backward_pass_is_the_first() -> None:
     """What was kept is gone after the first: the second computes it anew."""
     p = problem(dtype=torch.float32)

@@ -182,7 +182,9 @@ def add_own(n: Negatives, g: LogitGradient, unit_grad_ND: Tensor | None, weight_
         unit_grad_ND.addcmul_(own_ND, push_N1)
     if weight_grad_RD is not None:
         across_ND = n.unit_ND - own_ND * g.own_cos_N.unsqueeze(1)
-        weight_grad_RD.index_add_(0, row_N, torch.where(here_N1, across_ND * (push_N1 * inverse_N1), 0.0))
+        pull_ND = torch.where(here_N1, across_ND * (push_N1 * inverse_N1), 0.0)
+        # Not index_add_, whose order, and so whose result, changes from run to run on a GPU.
+        weight_grad_RD.index_put_((row_N,), pull_ND, accumulate=True)
 
 
 def sum_type(tensor: Tensor) -> torch.dtype:

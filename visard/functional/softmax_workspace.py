@@ -154,8 +154,8 @@ class _Shares(NamedTuple):
     Args:
         share_RN: (R', N) d sum / d logit by row of centres, relative to the shift; in the products' type.
         shift_N: (N,) as given, or no less than any logit of the chunk.
-        total_N: (N,) their sum.
-        nearest_N: (N,) largest plain logit. Like the sum None but in the first pass.
+        total_N: (N,) their sum; like the last meaningless but in the first pass.
+        nearest_N: (N,) largest plain logit.
     """
 
     share_RN: Tensor
@@ -198,11 +198,15 @@ class Workspace:
         self.unit_product_ND = new(images, dim, dtype=n.products)
         if self.rounded:
             self.centre_product_RD = new(rows, dim, dtype=n.products)
-        self._image_N = torch.arange(images, device=n.unit_ND.device)
-        # A GPU need not wait to hear which chunks hold an image's own class.
-        self._own_chunks: set[int] | None = None
-        if n.own_class_N.device.type == "cpu":
-            self._own_chunks = set((n.own_class_N[n.own_class_N >= 0] // self.size).tolist())
+        self._own_begins: list[int] | None = None
+        if n.unit_ND.device.type == "cpu":
+            self.sort_own_classes()
+
+    def sort_own_classes(self) -> None:
+        """Which images have their own class in which chunk; of a GPU one would have to wait to hear that."""
+        self._own_class_n, self._own_image_n = self.n.own_class_N.sort(stable=True)
+        begins = torch.arange(0, self.n.classes + self.size, self.size)
+        self._own_begins = torch.searchsorted(self._own_class_n, begins).tolist()
 
     def chunks(self, saved: Saved | None = None, *, operands: bool = True) -> Iterator[Chunk]:
         """All classes, in order.
@@ -267,12 +271,16 @@ class Workspace:
             logits_HN.masked_fill_(logits_HN > n.conflict_cos * n.scale, EXCLUDED)
         if n.ignored_C is not None:
             logits_HN.masked_fill_(n.ignored_C[chunk.first : chunk.last].unsqueeze(1), EXCLUDED)
-        if self._own_chunks is not None and chunk.first // self.size not in self._own_chunks:
+        if self._own_begins is not None:
+            begin, end = self._own_begins[chunk.first // self.size : chunk.first // self.size + 2]
+            if begin < end:
+                place_n = self._own_class_n[begin:end] - chunk.first, self._own_image_n[begin:end]
+                logits_HN.index_put_(place_n, logits_HN.new_full((), EXCLUDED))
             return
         row_N = n.own_class_N - chunk.first
         here_N = (row_N >= 0) & (row_N < chunk.last - chunk.first)
-        place = torch.where(here_N, row_N, 0), self._image_N
-        logits_HN.index_put_(place, torch.where(here_N, EXCLUDED, logits_HN[place]))
+        place_N = torch.where(here_N, row_N, 0), torch.arange(len(row_N), device=row_N.device)
+        logits_HN.index_put_(place_N, torch.where(here_N, EXCLUDED, logits_HN[place_N]))
 
     def exact(self, logits_HN: Tensor) -> Tensor:
         """(H, N) a copy in the embeddings' type, in a buffer."""

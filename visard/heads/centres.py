@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from visard.device import ask_for_large_pages
+
 INIT_STD = 0.01
 """Standard deviation of new class centres, as in arcface_torch; only their direction matters to the loss."""
 
@@ -26,6 +28,7 @@ def new_centres(classes: range, centre_shape: tuple[int, ...], seed: int) -> Ten
         (len(classes), *centre_shape) float32 on the CPU.
     """
     centres = torch.empty(len(classes), *centre_shape)
+    ask_for_large_pages(centres)
     generator = torch.Generator()
     for block in range(classes.start // _BLOCK, -(-classes.stop // _BLOCK)):
         generator.manual_seed(seed + block)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from visard.errors import UserError
-from visard.functional.softmax_pieces import LogitGradient, Pieces, Sums
+from visard.functional.softmax_pieces import LogitGradient, Pieces, Sums, add_own
 from visard.functional.softmax_workspace import EXCLUDED, LEAST_COS, Negatives, Saved
 
 SETTING = 'head.kernel "triton"'
@@ -157,6 +157,7 @@ def gradients(
                 work.weight_gradient(first, share_NR, pull_TR, weight_grad_RD, accumulate)
         if unit_grad_ND is not None and partial_SND is not None:
             unit_grad_ND += partial_SND.sum(0)[: len(unit_grad_ND), : unit_grad_ND.shape[1]]
+        add_own(n, g, unit_grad_ND, weight_grad_RD)
 
 
 class _Work:
@@ -193,7 +194,6 @@ class _Work:
         self.inverse_R = n.unit_ND.new_empty(rows)
         assert n.weight_RD.stride(1) == 1, n.weight_RD.stride()
         self.own_class_N = n.own_class_N.int().contiguous()
-        self.own_row_N = n.own_row_N.int().contiguous()
         # What a setting does not need is never read: any tensor will do.
         self.ignored_C = self.own_class_N if n.ignored_C is None else n.ignored_C.to(torch.uint8)
         self.threshold_N = n.unit_ND if n.hard is None else n.hard.threshold.float().contiguous()
@@ -271,20 +271,17 @@ class _Work:
         )
 
     def shares(self, first: int, g: LogitGradient, share_NR: Tensor, pull_TR: Tensor) -> None:
-        """Fills d loss / d cos of a chunk, and its sums times cos over each tile of images."""
+        """Fills d loss / d cos of a chunk but for own classes, and its sums times cos over each tile of images."""
         tiles = self.height // self.tiling.classes
         _kernels().shares_kernel[(tiles * (self.padded_images // self.block_n),)](
             self.unit_ND,
             self.centre_RD,
             self.own_class_N,
-            self.own_row_N,
             self.ignored_C,
             self.threshold_N,
             self.lift,
             g.shift_N,
             g.factor_N,
-            g.own_N,
-            g.own_cos_N,
             share_NR,
             pull_TR,
             first,

@@ -268,14 +268,11 @@ def shares_kernel(
     unit_ND,
     centre_RD,
     own_class_N,
-    own_row_N,
     ignored_C,
     threshold_N,
     lift,
     shift_N,
     factor_N,
-    own_gradient_N,
-    own_cos_N,
     share_NR,
     pull_TR,
     first,
@@ -296,8 +293,8 @@ def shares_kernel(
     PRECISION: tl.constexpr,
     TF32: tl.constexpr,
 ):
-    """d loss / d cos of a tile of images and classes; and of each centre the sum over the tile's images of that times
-    cos, which the part of its gradient along itself is made of."""
+    """d loss / d cos of a tile of images and classes but the own ones; and of each centre the sum over the tile's
+    images of that times cos, which the part of its gradient along itself is made of."""
     tiles_of_images = padded_images // BLOCK_N
     image_tile = tl.program_id(0) % tiles_of_images
     class_C = (tl.program_id(0) // tiles_of_images) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -307,11 +304,8 @@ def shares_kernel(
         unit_ND, centre_RD, image_N, class_C, height, CENTRES, PADDED_DIM, BLOCK_N, BLOCK_C, BLOCK_K, PRECISION
     )
     own_class = tl.load(own_class_N + image_N, mask=real_N, other=-1)
-    own_row = tl.load(own_row_N + image_N, mask=real_N, other=-1)
     shift = tl.load(shift_N + image_N, mask=real_N, other=0.0)
     factor = tl.load(factor_N + image_N, mask=real_N, other=0.0)
-    own_gradient = tl.load(own_gradient_N + image_N, mask=real_N, other=0.0)
-    own_cos = tl.load(own_cos_N + image_N, mask=real_N, other=0.0)
     counts_NC = _counting(cos_NC, own_class, class_C, ignored_C, first, count, conflict_cos, IGNORED, CONFLICT)
     # exp of the own logit alone could overflow: it is left out before.
     logit_NC = cos_NC
@@ -326,16 +320,11 @@ def shares_kernel(
     rows = height * CENTRES
     for k in range(CENTRES):
         row_C = k * height + class_C
-        # Of the padding, none is anyone's own.
-        position_C = tl.where(class_C < count, (first + class_C) * CENTRES + k, -2)
-        own_NC = position_C[None, :] == own_row[:, None]
         mine_NC = tl.where(winner_NC == k, push_NC, 0.0) if CENTRES > 1 else push_NC
-        mine_NC = tl.where(own_NC, own_gradient[:, None], mine_NC)
         share = _operand(mine_NC, share_NR.dtype.element_ty, TF32)
         tl.store(share_NR + image_N[:, None] * rows + row_C[None, :], share)
         # With the rounded shares, as in the products, so that the gradient stays at right angles to the centre.
-        along_NC = share.to(tl.float32) * tl.where(own_NC, own_cos[:, None], cos_NC)
-        tl.store(pull_TR + image_tile * rows + row_C, tl.sum(along_NC, axis=0))
+        tl.store(pull_TR + image_tile * rows + row_C, tl.sum(share.to(tl.float32) * cos_NC, axis=0))
 
 
 @triton.jit
