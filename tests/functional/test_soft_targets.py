@@ -81,6 +81,14 @@ def test_equals_the_whole(name: str, teacher_name: str, temperature: float, chun
     assert_equal(p, teacher_of(p, name=teacher_name), name, temperature)
 
 
+@pytest.mark.parametrize("dim", [2, 20])
+def test_chunks_of_both_go_together(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's chunks depend on the dimension and on the centres of a class, which are others for the teacher's."""
+    monkeypatch.setattr(softmax_workspace, "chunk_classes", lambda images, dim, centres, device: 40 // (dim * centres))
+    p = problem()
+    assert_equal(p, teacher_of(p, dim=dim, centres=2))
+
+
 @pytest.mark.parametrize("centres", [(1, 3), (3, 1), (2, 2)])
 @pytest.mark.parametrize("size", [1, 7, 300])
 def test_subcentres_of_either(centres: tuple[int, int], size: int, chunks: Callable[[int], None]) -> None:
@@ -246,13 +254,14 @@ def test_kept_logits_change_no_bit(products: torch.dtype | None, centres: int, c
 
 def test_a_second_backward_pass_is_the_first() -> None:
     p = problem(dtype=torch.float32)
-    emb = p.emb.requires_grad_()
+    emb, weight = p.emb.requires_grad_(), p.weight.requires_grad_()
     loss = soft_targets(
-        emb, p.weight, p.labels, margins.plain, teacher_of(p), scale=SCALE, temperature=2.0, denominator=7
-    ).loss
-    (first,) = torch.autograd.grad(loss, emb, retain_graph=True)
-    (second,) = torch.autograd.grad(loss, emb)
-    assert torch.equal(first, second)
+        emb, weight, p.labels, margins.plain, teacher_of(p), scale=SCALE, temperature=2.0, denominator=7,
+        settings=Settings(keep=True),
+    ).loss  # fmt: skip
+    first = torch.autograd.grad(loss, (emb, weight), retain_graph=True)
+    for one, other in zip(first, torch.autograd.grad(loss, (emb, weight)), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 100.0])

@@ -85,7 +85,7 @@ def test_equals_the_whole_at_any_shape(data: st.DataObject) -> None:
         size = draw(st.sampled_from([1, 4, 7, 256]), "chunk")
         patch.setattr(softmax_workspace, "chunk_classes", lambda *_: size)
         # Below 0 no sum is taken as it is: the largest logit so far is subtracted.
-        patch.setattr(softmax_workspace, "MOST_EXPONENT", draw(st.sampled_from([80.0, -1.0]), "most exponent"))
+        patch.setattr(softmax_workspace, "MOST_LOGIT", draw(st.sampled_from([70.0, -1.0]), "most logit"))
         assert_equal(p, draw(st.sampled_from(list(MARGINS)), "margin"), settings, draw(st.booleans(), "weighted"))
 
 
@@ -123,13 +123,13 @@ def test_gradients_are_exact(name: str, centres: int, chunks: Callable[[int], No
 
 @pytest.mark.parametrize("name", ["combined", "curricularface", "magface"])
 @pytest.mark.parametrize("wanted", ["emb", "weight"])
-@pytest.mark.parametrize("most", [80.0, -1.0])
+@pytest.mark.parametrize("most", [70.0, -1.0])
 def test_one_gradient_alone_is_the_same(
     name: str, wanted: str, most: float, chunks: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A frozen backbone, or frozen centres."""
     chunks(4)
-    monkeypatch.setattr(softmax_workspace, "MOST_EXPONENT", most)
+    monkeypatch.setattr(softmax_workspace, "MOST_LOGIT", most)
     p = problem()
     _, (_, emb_grad, weight_grad) = solved(p, name)
     margin, state = MARGINS[name]
@@ -142,50 +142,76 @@ def test_one_gradient_alone_is_the_same(
 @pytest.mark.parametrize("name", MARGINS)
 @pytest.mark.parametrize("products", [None, torch.bfloat16])
 @pytest.mark.parametrize("centres", [1, 3])
+@pytest.mark.parametrize("most", [70.0, -1.0])
 def test_kept_shares_change_no_bit(
-    name: str, products: torch.dtype | None, centres: int, chunks: Callable[[int], None]
+    name: str,
+    products: torch.dtype | None,
+    centres: int,
+    most: float,
+    chunks: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """But for rounding where a maximum is subtracted: what is kept is relative to another one than what is not."""
     chunks(4)
+    monkeypatch.setattr(softmax_workspace, "MOST_LOGIT", most)
     p = problem(images=13, classes=30, centres=centres)
     kept, anew = (
         solved(p, name, dtype=torch.float32, settings=Settings(keep=keep, products=products)) for keep in (True, False)
     )
     for one, other in zip(kept[1], anew[1], strict=True):
-        assert torch.equal(one, other)
+        assert torch.equal(one, other) or (most < 0 and error(one, other) < (1e-5 if products is None else 2e-2))
     assert torch.equal(kept[0].correct, anew[0].correct)
 
 
 @pytest.mark.parametrize("name", MARGINS)
 @pytest.mark.parametrize("centres", [1, 3])
-@pytest.mark.parametrize("most", [80.0, -1.0])
+@pytest.mark.parametrize("most", [70.0, -1.0])
 def test_shares_of_some_classes_are_kept(
     name: str, centres: int, most: float, chunks: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where not all fit: 12 of 30 classes here, in whole chunks, and what is not kept is computed anew."""
     chunks(4)
-    monkeypatch.setattr(softmax_workspace, "MOST_EXPONENT", most)
-    p = problem(images=13, classes=30, centres=centres)
+    monkeypatch.setattr(softmax_workspace, "MOST_LOGIT", most)
     monkeypatch.setattr(softmax_chunked, "KEPT_SHARE", 1 << 60)
     monkeypatch.setattr(softmax_chunked, "KEPT_BYTES", 14 * 13 * centres * 8)
-    (n, saved), watched = (None, None), softmax_pieces.negative_sums
+    left = []
 
-    def watch(given_n: softmax_workspace.Negatives, given: softmax_workspace.Saved | None) -> softmax_pieces.Sums:
-        nonlocal n, saved
-        n, saved = given_n, given
-        return watched(given_n, given)
+    def watch(n: softmax_workspace.Negatives, saved: softmax_workspace.Saved | None) -> softmax_pieces.Sums:
+        sums = softmax_pieces.negative_sums(n, saved)
+        assert saved is not None
+        assert saved.share_RN is not None
+        left.append((saved.classes, len(saved.share_RN), len(saved.chunk_shifts)))
+        return sums
 
-    pieces = softmax_pieces.Pieces(watch, softmax_pieces.gradients)
-    _, exact = solved(p, name, whole=True)
-    _, ours = solved(p, name, settings=Settings(pieces=pieces))
-    assert n is not None
-    assert saved is not None
-    assert saved.classes == 14
-    assert saved.share_RN is None
-    saved.make_room(n, 4)
-    assert saved.share_RN is not None
-    assert len(saved.share_RN) == 12 * centres
+    ignored = torch.arange(30) % 5 == 2
+    settings = Settings(
+        pieces=softmax_pieces.Pieces(watch, softmax_pieces.gradients), ignored_C=ignored, conflict_cos=0.6
+    )
+    p = problem(images=13, classes=30, centres=centres)
+    _, exact = solved(p, name, whole=True, settings=settings)
+    _, ours = solved(p, name, settings=settings)
+    assert left == [(14, 12 * centres, 3 if most < 0 else 0)]
     for got, right in zip(ours, exact, strict=True):
         assert error(got, right) < 1e-11
+
+
+def test_without_gradients_nothing_is_kept() -> None:
+    """An evaluation's loss needs one product of three."""
+    left = []
+
+    def watch(n: softmax_workspace.Negatives, saved: softmax_workspace.Saved | None) -> softmax_pieces.Sums:
+        left.append(saved)
+        return softmax_pieces.negative_sums(n, saved)
+
+    p = problem()
+    settings = Settings(pieces=softmax_pieces.Pieces(watch, softmax_pieces.gradients), keep=True)
+    emb, weight = p.emb.requires_grad_(), p.weight.requires_grad_()
+    with torch.no_grad():
+        margin_softmax(emb, weight, p.labels, MARGINS["combined"][0], scale=SCALE, denominator=7, settings=settings)
+    (saved,) = left
+    assert saved is not None
+    assert saved.share_RN is None
+    assert saved.unit_ND is None
 
 
 def test_own_classes_are_left_out_as_on_a_gpu(chunks: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,14 +225,24 @@ def test_own_classes_are_left_out_as_on_a_gpu(chunks: Callable[[int], None], mon
         assert torch.equal(one, other)
 
 
-def test_a_second_backward_pass_is_the_first() -> None:
+@pytest.mark.parametrize("most", [70.0, -1.0])
+@pytest.mark.parametrize("products", [None, torch.bfloat16])
+def test_a_second_backward_pass_is_the_first(
+    most: float, products: torch.dtype | None, chunks: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was kept is gone after the first: the second computes it anew."""
+    chunks(4)
+    monkeypatch.setattr(softmax_workspace, "MOST_LOGIT", most)
     p = problem(dtype=torch.float32)
-    emb = p.emb.requires_grad_()
-    loss = margin_softmax(emb, p.weight, p.labels, MARGINS["combined"][0], scale=SCALE, denominator=7).loss
-    (first,) = torch.autograd.grad(loss, emb, retain_graph=True)
-    (second,) = torch.autograd.grad(loss, emb)
-    assert torch.equal(first, second)
+    emb, weight = p.emb.requires_grad_(), p.weight.requires_grad_()
+    settings = Settings(keep=True, products=products)
+    loss = margin_softmax(
+        emb, weight, p.labels, MARGINS["combined"][0], scale=SCALE, denominator=7, settings=settings
+    ).loss
+    first = torch.autograd.grad(loss, (emb, weight), retain_graph=True)
+    second = torch.autograd.grad(loss, (emb, weight))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other) or (most < 0 and error(one, other) < (1e-5 if products is None else 2e-2))
 
 
 def test_ties(chunks: Callable[[int], None]) -> None:
@@ -281,10 +317,10 @@ def test_all_negatives_removed(scale: float) -> None:
     assert torch.equal(out.correct, problem().labels >= 0)
 
 
-@pytest.mark.parametrize("most", [80.0, -1.0])
+@pytest.mark.parametrize("most", [70.0, -1.0])
 def test_sums_of_no_negatives_are_zero(most: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The contract that other processes' sums and other implementations are combined by, at a scale below 1 too."""
-    monkeypatch.setattr(softmax_workspace, "MOST_EXPONENT", most)
+    monkeypatch.setattr(softmax_workspace, "MOST_LOGIT", most)
     p = problem(unlabelled=0.0)
     none = torch.full((9,), -1)
     n = softmax_workspace.Negatives(

@@ -99,17 +99,29 @@ def test_two_classes_at_the_largest_scale(right: bool) -> None:
 
 @pytest.mark.parametrize("products", [None, torch.bfloat16])
 @pytest.mark.parametrize("cos", [1.0, -1.0])
-@pytest.mark.parametrize("scale", [79.0, 79.99, 128.0])
-def test_the_largest_and_the_smallest_sums(products: torch.dtype | None, cos: float, scale: float) -> None:
-    """All negatives at a cosine of 1, or all at -1: sums of e**80 or e**-80, on both sides of `MOST_EXPONENT`."""
+@pytest.mark.parametrize(
+    ("name", "scale"), [("plain", 70.0), ("plain", 70.1), ("plain", 128.0), ("curricularface", 35.0)]
+)
+@pytest.mark.parametrize("factor", [2.0**16, 1.0, 2.0**-20])
+def test_the_largest_and_the_smallest_sums(
+    products: torch.dtype | None, cos: float, name: str, scale: float, factor: float
+) -> None:
+    """All negatives at a cosine of 1, or all at -1, on both sides of `MOST_LOGIT`; the loss scaled up and down."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.tensor([0.0, 1.0]) + 1e-3 * torch.randn(2, 2, generator=generator)
     p = Problem(
         cos * torch.tensor([[0.2, 1.0], [-0.1, 1.0], [0.0, 1.0]]), weight, torch.tensor([0, 1, 0]), torch.ones(3)
     )
-    _, exact = solved(p, "plain", whole=True, scale=scale)
-    _, ours = solved(p, "plain", dtype=torch.float32, scale=scale, settings=Settings(products=products))
-    worst = 2e-4 if products is None else 0.3  # of a logit of 128, bf16 rounds up to 0.25 away
+    _, exact = solved(p, name, whole=True, scale=scale)
+    margin, state = MARGINS[name]
+    q = p.to(torch.float32)
+    emb, weight = q.emb.requires_grad_(), q.weight.requires_grad_()
+    loss = margin_softmax(
+        emb, weight, q.labels, margin, scale=scale, denominator=7, state=state, settings=Settings(products=products)
+    ).loss
+    ours = [loss.detach(), *(g / factor for g in torch.autograd.grad(loss * factor, (emb, weight)))]
+    # Of a logit of 70 to 128 bf16 rounds up to 0.25 away. At cos = 1 CurricularFace's slope is bounded (`SIN_FLOOR`).
+    worst = 0.3 if products is not None else 2e-4 if name == "plain" else 3e-3
     for got, right in zip(ours, exact, strict=True):
         assert got.isfinite().all()
         assert error(got, right) < worst

@@ -5,6 +5,7 @@ The processes are threads here, their collectives a barrier; `tests/heads` has r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,12 +15,14 @@ from torch import Tensor
 
 from tests.functional.softmax_problem import (
     MARGINS,
+    SCALE,
     Problem,
     emulate,
     error,
     problem,
     solved,
 )
+from visard.functional import softmax_workspace
 from visard.functional.softmax import SoftmaxOutput
 from visard.functional.softmax_chunked import Part, RowBuffer, Settings
 
@@ -104,9 +107,19 @@ BOUNDS = {1: [0, 23], 2: [0, 9, 23], 4: [0, 11, 11, 12, 23]}
 @pytest.mark.parametrize("name", MARGINS)
 @pytest.mark.parametrize("centres", [1, 3])
 @pytest.mark.parametrize("processes", BOUNDS)
-def test_shards_equal_the_whole(name: str, centres: int, processes: int, chunks: Callable[[int], None]) -> None:
-    """Uneven parts, one of four empty, one of a single class; each process counts its own images' loss."""
+@pytest.mark.parametrize("most_sum", [80.0, SCALE + math.log(10)])
+def test_shards_equal_the_whole(
+    name: str,
+    centres: int,
+    processes: int,
+    most_sum: float,
+    chunks: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Uneven parts, one of four empty, one of a single class; each process counts its own images' loss. Where there is
+    room for the sum of ten classes only, shares of smaller parts are taken as they are, those of larger ones not."""
     chunks(4)
+    monkeypatch.setattr(softmax_workspace, "MOST_SUM", most_sum)
     p = problem(images=13, centres=centres)
     ignored = torch.arange(23) % 5 == 2
     settings = Settings(ignored_C=ignored, conflict_cos=0.8)

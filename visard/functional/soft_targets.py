@@ -181,6 +181,7 @@ def soft_targets(
     assert settings.conflict_cos is None, "soft targets have no filter of conflicts"
     assert part.sampled_C is None or part.gradient is not None, "sampled classes need a buffer for their gradient"
     assert len(weight) == len(teacher.weight), (weight.shape, teacher.weight.shape)
+    learning = torch.is_grad_enabled()
     with torch.autocast(emb_ND.device.type, enabled=False):
         emb_ND = emb_ND if emb_ND.dtype == torch.float64 else emb_ND.float()
         with torch.no_grad():
@@ -194,7 +195,11 @@ def soft_targets(
                     for emb, centres, m, s, past in sides
                 )
             )
-        loss, kl = _TwoSoftmaxes.apply(emb_ND, weight, pair, weights_N, denominator)  # type: ignore[no-untyped-call]
+        keep = learning and (emb_ND.requires_grad or weight.requires_grad)
+        student, taught = (Saved(classes=classes_kept(job) if keep else 0) for job in pair)
+        loss, kl = _TwoSoftmaxes.apply(  # type: ignore[no-untyped-call]
+            emb_ND, weight, pair, weights_N, denominator, (student, taught)
+        )
     return SoftTargetsOutput(loss, kl)
 
 
@@ -203,13 +208,16 @@ class _TwoSoftmaxes(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, emb_ND: Tensor, weight: Tensor, pair: Pair, weights_N: Tensor | None, denominator: int
+        ctx: Any,
+        emb_ND: Tensor,
+        weight: Tensor,
+        pair: Pair,
+        weights_N: Tensor | None,
+        denominator: int,
+        saved: tuple[Saved, Saved],
     ) -> tuple[Tensor, Tensor]:
         student = pair.student
         labelled_N, kind = student.labelled_N, emb_ND.dtype
-        keep = any(ctx.needs_input_grad[:2]) and all(classes_kept(job) == job.negatives.classes for job in pair)
-        kept = student.negatives.classes if keep else 0
-        saved = Saved(classes=kept), Saved(classes=kept)
         sums = pair_sums(pair, saved).over_processes(student.part, kind)
         own = [(side.negatives.scale * side.margined.cos).to(sums.self_N.dtype) for side in pair]
         # Log-sum-exps with the own class; an image with no class at all has -inf.
@@ -250,7 +258,7 @@ class _TwoSoftmaxes(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         emb_ND, shift_N, share_N, teacher_shift_N, teacher_share_N, own_N, weights_N = ctx.saved_tensors
         pair: Pair = ctx.pair
         student = pair.student
@@ -268,7 +276,7 @@ class _TwoSoftmaxes(torch.autograd.Function):
         results = descend(student, emb_ND, ctx.needs_input_grad[:2], by_length_N, fill)
         for side in ctx.saved:
             side.forget_shares()
-        return *results, None, None, None
+        return *results, None, None, None, None
 
 
 def _unhardened(job: Job) -> Job:

@@ -9,7 +9,6 @@ Letters: N images, D embedding size, C classes, R rows of centres, H classes of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from visard.functional.softmax_chunked import Job, Part
 from visard.functional.softmax_pieces import LogitGradient, add_own, sum_type
-from visard.functional.softmax_workspace import EXCLUDED, LEAST_COS, Chunk, Saved, Workspace
+from visard.functional.softmax_workspace import EXCLUDED, LEAST_COS, Saved, Workspace, common_chunk
 
 
 class Pair(NamedTuple):
@@ -29,13 +28,8 @@ class Pair(NamedTuple):
     def workspaces(self, saved: tuple[Saved | None, Saved | None] = (None, None)) -> tuple[Workspace, Workspace]:
         """Buffers of both, with the same chunks."""
         n, taught = self.student.negatives, self.teacher.negatives
-        centres = max(n.centres, taught.centres)
-        return Workspace(n, centres, saved=saved[0]), Workspace(taught, centres, saved=saved[1])
-
-    @staticmethod
-    def chunks(works: tuple[Workspace, Workspace], saved: tuple[Saved, Saved]) -> Iterator[tuple[Chunk, Chunk]]:
-        """The same classes of both, in order."""
-        return zip(*(work.chunks(side) for work, side in zip(works, saved, strict=True)), strict=True)
+        size = common_chunk(n, taught)
+        return Workspace(n, size=size, saved=saved[0]), Workspace(taught, size=size, saved=saved[1])
 
 
 class PairSums(NamedTuple):
@@ -89,7 +83,7 @@ def pair_sums(pair: Pair, saved: tuple[Saved, Saved]) -> PairSums:
     teacher_total_N, crossed_N, self_N = (torch.zeros_like(student_total_N) for _ in range(3))
     works = pair.workspaces(saved)
     spare_HN = n.unit_ND.new_empty(works[0].size, len(n.unit_ND))
-    for chunks in pair.chunks(works, saved):
+    for chunks in zip(works[0].chunks(saved[0]), works[1].chunks(saved[1]), strict=True):
         (student_HN, _, _), (teacher_HN, _, _) = (
             work.logits(chunk, fresh=True) for work, chunk in zip(works, chunks, strict=True)
         )
@@ -146,7 +140,10 @@ def pair_gradients(
     works, n = pair.workspaces(), pair.student.negatives
     teacher_shift_N, teacher_factor_N = teacher
     per_cos_N = torch.full_like(g.factor_N, 1.0 / n.scale)
-    for chunks in pair.chunks(works, saved):
+    student, taught = (work.chunks(side, operands=False) for work, side in zip(works, saved, strict=True))
+    if unit_grad_ND is not None:
+        student = works[0].chunks(saved[0])
+    for chunks in zip(student, taught, strict=True):
         (share_HN, slope_HN, winner_HN), (teacher_HN, _, _) = (
             work.logits(chunk, fresh=False) for work, chunk in zip(works, chunks, strict=True)
         )

@@ -42,10 +42,12 @@ class Settings:
             losses within 3e-4, gradients within 0.5 % at D = 512 and 1.6 % at D = 64 (a chunk's results are bf16, sums
             over chunks float32). A loss near 0 is less exact: 2 %.
         keep: keep all shares between forward and backward, which saves one product of four; None = those of as many
-            classes as fit a budget (`KEPT_BYTES`, `KEPT_SHARE`).
+            classes as fit a budget (`KEPT_BYTES`, `KEPT_SHARE`). Changes no bit where sums need no maximum
+            (`Workspace.bounded`), elsewhere the rounding.
         ignored_C: (C,) bool, classes that are nobody's negatives; None = none. Of the sampled ones, if there is a
             sample.
-        conflict_cos: negatives with a larger plain cosine are left out of the sum; None = none.
+        conflict_cos: negatives with a larger plain cosine are left out of the sum; None = none. Cosine and bound are
+            rounded as products are.
         pieces: what computes chunks of classes.
     """
 
@@ -159,12 +161,16 @@ def margin_softmax(
     """
     settings = settings or Settings()
     part = part or Part(own_class_N=labels_N)
+    learning = torch.is_grad_enabled()
     with torch.autocast(emb_ND.device.type, enabled=False):
         emb_ND = emb_ND if emb_ND.dtype == torch.float64 else emb_ND.float()
         assert part.sampled_C is None or part.gradient is not None, "sampled classes need a buffer for their gradient"
         with torch.no_grad():
             job = job_of(emb_ND, weight, labels_N, margin, scale, state or {}, total, settings, part)
-        loss, correct_N = _Classes.apply(emb_ND, weight, job, weights_N, denominator)  # type: ignore[no-untyped-call]
+        wanted = (emb_ND.requires_grad and learning, weight.requires_grad and learning)
+        loss, correct_N = _Classes.apply(  # type: ignore[no-untyped-call]
+            emb_ND, weight, job, weights_N, denominator, saved_for(job, wanted)
+        )
     return SoftmaxOutput(loss, job.own_cos_N, correct_N, job.margined.state)
 
 
@@ -272,10 +278,15 @@ class _Classes(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, emb_ND: Tensor, weight: Tensor, job: Job, weights_N: Tensor | None, denominator: int | Tensor
+        ctx: Any,
+        emb_ND: Tensor,
+        weight: Tensor,
+        job: Job,
+        weights_N: Tensor | None,
+        denominator: int | Tensor,
+        saved: Saved,
     ) -> tuple[Tensor, Tensor]:
         part = job.part
-        saved = saved_for(job, ctx.needs_input_grad[:2])
         sums = joint_sums(job, saved)
         loss_N = torch.logaddexp(torch.zeros_like(sums.gap_N), sums.gap_N)
         if job.margined.regulariser is not None:
@@ -290,7 +301,7 @@ class _Classes(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         emb_ND, shift_N, share_N, wrong_N, weights_N = ctx.saved_tensors
         job: Job = ctx.job
         each_N = (grad / ctx.denominator).expand(len(emb_ND))
@@ -306,7 +317,7 @@ class _Classes(torch.autograd.Function):
 
         results = descend(job, emb_ND, ctx.needs_input_grad[:2], by_length_N, fill)
         ctx.saved.forget_shares()
-        return *results, None, None, None
+        return *results, None, None, None, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,7 +399,9 @@ def descend(
         weight_grad_RD = emb_ND.new_empty(n.classes * n.centres, emb_ND.shape[1])
     elif wanted[1] and buffer is not None:
         weight_grad_RD, accumulate = buffer.room(n.classes * n.centres, emb_ND)
-    fill(unit_grad_ND, weight_grad_RD, accumulate)
+    # The caller's autocast, which may be on around the backward pass, would round the products.
+    with torch.autocast(emb_ND.device.type, enabled=False):
+        fill(unit_grad_ND, weight_grad_RD, accumulate)
     weight_grad = None
     if weight_grad_RD is not None and buffer is None:
         weight_grad = weight_grad_RD.to(n.weight_RD.dtype).view(job.weight_shape)

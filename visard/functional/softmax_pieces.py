@@ -5,10 +5,10 @@ pieces that shards can add up, and with it what the embeddings' gradient is made
 centres. `softmax_chunked.py` puts them together, `soft_targets.py` walks two problems' chunks side by side; `kernels/`
 has the same two functions for GPUs.
 
-One exponential, three products. Where no sum can overflow (`Workspace.bounded`), shares are exp(logit) as they are: no
-maximum is subtracted, and the first pass, which has the shares, multiplies them by the centres at once. All that is
-left for the second is the centres' gradient: an image's factor, which only then is known, goes into the images' side
-of that product. Everything is laid out class by class, (H, N), as centres are.
+One exponential, three products, for what is kept between the passes; two and four for the rest. Where no sum can
+overflow (`Workspace.bounded`), shares are exp(logit) as they are: no maximum is subtracted, and the first pass, which
+has the shares, multiplies them by the centres at once. All that is left for the second is the centres' gradient: an
+image's factor, which only then is known, goes into the images' side of that product.
 
 Letters: N images, D embedding size, C classes (of this process, or those sampled), K centres of a class, R = C * K rows
 of centres, H classes of a chunk.
@@ -34,7 +34,7 @@ class Sums(NamedTuple):
     """Log-sum-exp of each image's negatives, in pieces: log(total) + shift. Shards' pieces can be combined.
 
     Args:
-        shift_N: (N,) the largest logit, or 0 where no sum can overflow; EXCLUDED or below if there is no negative.
+        shift_N: (N,) the largest logit (EXCLUDED or below if there is no negative), or 0 where no sum can overflow.
         total_N: (N,) float64 (float32 where the device has no other) sum of exp(logit - shift); 0 if there is none.
         nearest_N: (N,) largest plain cosine of a negative; below LEAST_COS if there is none.
     """
@@ -86,7 +86,7 @@ def negative_sums(n: Negatives, saved: Saved | None = None) -> Sums:
     total_N = torch.zeros(len(n.unit_ND), dtype=sum_type(n.unit_ND), device=n.unit_ND.device)
     unit_ND = torch.zeros_like(n.unit_ND) if saved.unit else None
     for chunk in work.chunks(saved):
-        shares = work.shares(chunk, shift_N, first=True)
+        shares = work.first_shares(chunk, shift_N)
         nearest_N = torch.maximum(nearest_N, shares.nearest_N)
         if not work.bounded:
             # What was added up so far, relative to the new largest.
@@ -147,7 +147,7 @@ def gradients(
         for chunk in work.chunks(saved, operands=anew):
             share_RN, chunk_factor_N, chunk_pull_ND = chunk.kept_RN, factor_N, pull_ND
             if share_RN is None:
-                share_RN = work.shares(chunk, shift_N, first=False).share_RN
+                share_RN = work.shares(chunk, shift_N)
             elif not work.bounded:
                 chunk_factor_N = factor_of(next(chunk_shifts))
                 chunk_pull_ND = work.pull(chunk_factor_N)
@@ -170,7 +170,9 @@ def add_own(n: Negatives, g: LogitGradient, unit_grad_ND: Tensor | None, weight_
     if not n.classes:
         return
     here_N1 = (n.own_row_N >= 0).unsqueeze(1)
-    row_N = n.own_row_N.clamp(min=0)
+    # Nothing is added for the others, to rows far apart: additions to one row wait for each other.
+    elsewhere_N = torch.arange(len(n.own_row_N), device=n.own_row_N.device) % (n.classes * n.centres)
+    row_N = torch.where(n.own_row_N >= 0, n.own_row_N, elsewhere_N)
     place_N = row_N
     if n.sampled_C is not None:
         place_N = n.sampled_C[row_N // n.centres] * n.centres + row_N % n.centres

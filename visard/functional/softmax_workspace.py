@@ -30,13 +30,17 @@ NORM_FLOOR = 1e-12
 """Shorter vectors count as this long, as in torch.nn.functional.normalize."""
 
 EXCLUDED = -1e30
-"""The logit of what is left out of the sum. Finite, so that 0 times it is 0 and not NaN."""
+"""The cosine or logit of what is left out of the sum. Finite, so that 0 times it is 0 and not NaN."""
 
 LEAST_COS = -2.0
 """No cosine is below this; what is, was excluded."""
 
-MOST_EXPONENT = 80.0
-"""Sums up to exp of this, times s, are numbers of float32, whose largest is exp(88.7); so is one over them."""
+MOST_LOGIT = 70.0
+"""Shares from exp(-this) to exp(this) are taken as they are: what one over them is multiplied by (a loss scale, an
+image's part of a loss) may still be between e**-17 and e**17, and all of it is a number of float32."""
+
+MOST_SUM = 80.0
+"""So are sums of them up to exp of this; times s they are below float32's largest number, exp(88.7)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,7 @@ class Saved:
 
 
 def chunk_classes(images: int, dim: int, centres: int, device: torch.device) -> int:
-    """C of a chunk: on a CPU such that what it touches stays in the cache, on a GPU a power of two with work enough."""
+    """C of a chunk: on a CPU such that its centres stay in the cache, on a GPU a power of two with work enough."""
     if device.type == "cpu":
         return max(CHUNK_ROWS_CPU // centres, 1)
     most = max(256, CHUNK_ELEMENTS_GPU // max(images * centres, dim * centres, 1))
@@ -124,8 +128,9 @@ def chunk_classes(images: int, dim: int, centres: int, device: torch.device) -> 
 
 
 def is_bounded(scale: float, classes: int, *, hardened: bool) -> bool:
-    """Whether float32 holds every sum of exp(logit) over these classes, and one over it; hardened cosines reach 2."""
-    return scale * (2.0 if hardened else 1.0) + math.log(max(classes, 1)) <= MOST_EXPONENT
+    """Whether float32 has room for all sums of exp(logit) over these classes; hardened cosines reach 2."""
+    most = scale * (2.0 if hardened else 1.0)
+    return most <= MOST_LOGIT and most + math.log(max(classes, 1)) <= MOST_SUM
 
 
 class Chunk(NamedTuple):
@@ -148,13 +153,13 @@ class Chunk(NamedTuple):
     kept_RN: Tensor | None
 
 
-class _Shares(NamedTuple):
-    """Of one chunk.
+class FirstShares(NamedTuple):
+    """Of one chunk, in the first pass.
 
     Args:
         share_RN: (R', N) d sum / d logit by row of centres, relative to the shift; in the products' type.
         shift_N: (N,) as given, or no less than any logit of the chunk.
-        total_N: (N,) their sum; like the last meaningless but in the first pass.
+        total_N: (N,) their sum.
         nearest_N: (N,) largest plain logit.
     """
 
@@ -164,24 +169,31 @@ class _Shares(NamedTuple):
     nearest_N: Tensor
 
 
+def common_chunk(*problems: Negatives) -> int:
+    """C of a chunk of problems of the same images and classes that go together: `Workspace.size`."""
+    images, device = len(problems[0].unit_ND), problems[0].unit_ND.device
+    dim, centres = max(n.unit_ND.shape[1] for n in problems), max(n.centres for n in problems)
+    return min(chunk_classes(images, dim, centres, device), max(problems[0].classes, 1))
+
+
 class Workspace:
-    """The buffers of one pass over all classes: made once, so that no chunk costs fresh pages.
+    """The buffers of one pass over all classes: made once, so that a chunk of plain margins costs no fresh pages.
 
     Attributes:
         bounded: no sum over the classes here can overflow, nor vanish, with logits taken as they are.
     """
 
-    def __init__(self, n: Negatives, centres: int | None = None, *, saved: Saved | None = None) -> None:
+    def __init__(self, n: Negatives, *, size: int | None = None, saved: Saved | None = None) -> None:
         """Makes the buffers.
 
         Args:
             n: the problem.
-            centres: K by which a chunk is measured, where chunks of two problems go together; None = the problem's.
+            size: classes of a chunk, where chunks of two problems go together; None = as many as suit this one.
             saved: gets its room; None = nothing does.
         """
         self.n = n
         images, dim = n.unit_ND.shape
-        self.size = min(chunk_classes(images, dim, centres or n.centres, n.unit_ND.device), max(n.classes, 1))
+        self.size = common_chunk(n) if size is None else size
         if saved is not None:
             saved.make_room(n, self.size)
         rows = self.size * n.centres
@@ -195,8 +207,8 @@ class Workspace:
         self.rows_RD = new(rows, dim) if n.sampled_C is not None or n.weight_RD.dtype != n.unit_ND.dtype else None
         self._exact: Tensor | None = None
         self._summand: Tensor | None = None
-        self.unit_product_ND = new(images, dim, dtype=n.products)
         if self.rounded:
+            self.unit_product_ND = new(images, dim, dtype=n.products)
             self.centre_product_RD = new(rows, dim, dtype=n.products)
         self._own_begins: list[int] | None = None
         if n.unit_ND.device.type == "cpu":
@@ -312,32 +324,51 @@ class Workspace:
             logits_HN, slope_HN = self.hardened(logits_HN)
         return logits_HN, slope_HN, winner_HN
 
-    def shares(self, chunk: Chunk, shift_N: Tensor, *, first: bool) -> _Shares:
-        """What each negative adds to its image's sum, and how that depends on its logit.
+    def first_shares(self, chunk: Chunk, shift_N: Tensor) -> FirstShares:
+        """What each negative adds to its image's sum and how that depends on its logit; and what they add up to.
 
         Args:
             chunk: from `chunks`.
-            shift_N: (N,) what shares are relative to; not looked at where `bounded`.
-            first: the first pass, which raises the shift to the largest logit, sums up and finds the nearest.
+            shift_N: (N,) what shares are relative to so far, raised to the largest logit; stays where `bounded`.
         """
+        product_RN, logits_HN, winner_HN = self._plain(chunk)
+        nearest_N = logits_HN.amax(0).to(shift_N.dtype)
+        logits_HN, slope_HN = self._full(logits_HN)
+        if not self.bounded:
+            shift_N = torch.maximum(shift_N, logits_HN.amax(0))
+            logits_HN.sub_(shift_N)
+        share_HN = logits_HN.exp_()
+        total_N = share_HN.sum(0, dtype=shift_N.dtype)
+        share_RN = self._times_slope(share_HN, slope_HN, winner_HN, product_RN)
+        return FirstShares(share_RN, shift_N, total_N, nearest_N)
+
+    def shares(self, chunk: Chunk, shift_N: Tensor) -> Tensor:
+        """(R', N) the same shares once more, relative to a shift that is known; it is not looked at where `bounded`."""
+        product_RN, logits_HN, winner_HN = self._plain(chunk)
+        logits_HN, slope_HN = self._full(logits_HN)
+        if not self.bounded:
+            logits_HN.sub_(shift_N)
+        return self._times_slope(logits_HN.exp_(), slope_HN, winner_HN, product_RN)
+
+    def _plain(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Products, logits with what does not count left out (in the products' memory where K = 1), nearest centres."""
         product_RN = self.products(chunk)
         logits_HN, winner_HN = self.by_class(product_RN)
         self.exclude(logits_HN, chunk)
-        nearest_N = logits_HN.amax(0).to(shift_N.dtype) if first else shift_N
-        slope_HN = None
-        if not self.bounded or self.n.hard is not None:
-            logits_HN = self.exact(logits_HN)
+        return product_RN, logits_HN, winner_HN
+
+    def _full(self, logits_HN: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits as the softmax takes them, in full precision where something is still subtracted; and their slopes."""
         if self.n.hard is not None:
-            logits_HN, slope_HN = self.hardened(logits_HN)
-        if not self.bounded:
-            if first:
-                shift_N = torch.maximum(shift_N, logits_HN.amax(0))
-            logits_HN.sub_(shift_N)
-        share_HN = logits_HN.exp_()
-        total_N = share_HN.sum(0, dtype=shift_N.dtype) if first else shift_N
+            return self.hardened(self.exact(logits_HN))
+        return logits_HN if self.bounded else self.exact(logits_HN), None
+
+    def _times_slope(
+        self, share_HN: Tensor, slope_HN: Tensor | None, winner_HN: Tensor | None, out_RN: Tensor
+    ) -> Tensor:
         if slope_HN is not None:
             share_HN.mul_(slope_HN)
-        return _Shares(self.by_row(share_HN, winner_HN, product_RN), shift_N, total_N, nearest_N)
+        return self.by_row(share_HN, winner_HN, out_RN)
 
     def by_row(self, values_HN: Tensor, winner_HN: Tensor | None, out_RN: Tensor) -> Tensor:
         """By class -> by row of centres, in the products' type: those of a class belong to its nearest centre."""
@@ -365,7 +396,7 @@ class Workspace:
         if factor_N is None and not self.rounded:
             out_ND.addmm_(share_RN.T, chunk.operand_RD)
             return
-        product_ND = torch.mm(share_RN.T, chunk.operand_RD, out=self.unit_product_ND)
+        product_ND = torch.mm(share_RN.T, chunk.operand_RD, out=self.unit_product_ND if self.rounded else None)
         if factor_N is None:
             out_ND.add_(product_ND)
         else:

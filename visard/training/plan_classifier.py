@@ -17,7 +17,7 @@ import torch
 from visard.config import HeadConfig
 from visard.functional.softmax_chunked import KEPT_BYTES, KEPT_SHARE
 from visard.functional.softmax_workspace import chunk_classes, is_bounded
-from visard.heads.broadface import BLOCK_LEAST, BLOCK_MOST
+from visard.heads.broadface import BLOCK_BYTES, BLOCK_LEAST, BLOCK_MOST
 from visard.training.rows import BLOCK_ELEMENTS, BLOCK_ELEMENTS_GPU
 
 FLOAT = 4
@@ -33,7 +33,7 @@ class Classifier:
         gradient: of the centres that take part.
         queue: past embeddings, and their centres.
         embeddings: those of all devices, their directions and gradients.
-        logits: kept between the two passes.
+        logits: shares of classes kept between the two passes.
         workspace: of a chunk of classes, or of a block of the queue.
     """
 
@@ -64,7 +64,7 @@ def paper_classifier(classes: int, dim: int, batch: int, devices: int) -> int:
 def classifier(
     config: HeadConfig, classes: int, dim: int, micro: int, batch: int, world: int, states: int, kind: str
 ) -> Classifier:
-    """The head's memory, after what `functional/softmax_pieces.Workspace` and the heads make.
+    """The head's memory, after what `functional/softmax_workspace.py` and the heads make.
 
     Args:
         config: of the head.
@@ -85,7 +85,8 @@ def classifier(
         part = min(here, max(round(config.sample_rate * here), batch * world))
     product = 2 if config.products == "bf16" else FLOAT
     weight = here * centres * dim * FLOAT
-    logits, workspace = _passes(config, images, part, dim, weight, kind)
+    adds = micro < batch or config.queue.size > 0  # the queue's gradient is there before the mini-batch's
+    logits, workspace = _passes(config, images, part, dim, weight, kind, adds=adds)
     # Directions, their gradient and what it is made of; and the embeddings of all devices, where they are gathered.
     embeddings = images * dim * FLOAT * (3 if replicated else 4)
     own = 3 * images * centres * dim * FLOAT  # own centres, of length 1, times directions: before the passes
@@ -93,10 +94,12 @@ def classifier(
     workspace = max(workspace, own - logits, end)
     queue = config.queue.size * (dim * FLOAT * (2 if config.queue.compensation else 1) + 8)
     if config.queue.size:
-        fits = KEPT_BYTES // max(-(-classes // world) * product, 1)
+        fits = BLOCK_BYTES // max(-(-classes // world) * product, 1)
         block = min(config.queue.size, BLOCK_MOST if fits < BLOCK_LEAST else min(fits, BLOCK_MOST))
+        adds = micro < batch or block < config.queue.size
         # Entries as they are now, their centres, directions, and own centres.
-        workspace = max(workspace, sum(_passes(config, block, part, dim, weight, kind)) + 4 * block * dim * FLOAT)
+        of_block = sum(_passes(config, block, part, dim, weight, kind, adds=adds)) + 4 * block * dim * FLOAT
+        workspace = max(workspace, of_block)
     return Classifier(
         weight=weight,
         state=states * weight,
@@ -108,8 +111,10 @@ def classifier(
     )
 
 
-def _passes(config: HeadConfig, images: int, part: int, dim: int, weight: int, kind: str) -> tuple[int, int]:
-    """Bytes kept between the two passes over `part` classes, and those of a pass."""
+def _passes(
+    config: HeadConfig, images: int, part: int, dim: int, weight: int, kind: str, *, adds: bool
+) -> tuple[int, int]:
+    """Bytes kept between the two passes over `part` classes, and those of a pass; `adds` to what is there already."""
     centres, product = config.subcentres, 2 if config.products == "bf16" else FLOAT
     size = min(chunk_classes(images, dim, centres, torch.device(kind)), max(part, 1))
     rows = size * centres
@@ -118,12 +123,15 @@ def _passes(config: HeadConfig, images: int, part: int, dim: int, weight: int, k
     if config.sample_rate < 1:
         workspace += rows * dim * FLOAT
     if product == 2:
-        workspace += rows * dim * product + 2 * images * dim * product
+        workspace += rows * dim * product + 2 * images * dim * product + images * size * FLOAT
+    if adds:
+        workspace += rows * dim * FLOAT
     hardened = config.margin.kind == "curricularface"
     if hardened or not is_bounded(config.margin.scale, part, hardened=hardened):
         workspace += images * size * FLOAT * (4 if hardened else 1)
     if centres > 1:
-        workspace += images * size * (2 * product + 8)  # logits of the nearest centres, which these are, shares
+        # Logits of the nearest centres, which these are, shares; on a GPU the same by row.
+        workspace += images * size * (2 * product + 8) + (0 if kind == "cpu" else images * rows * (1 + product))
     if config.kernel == "triton":
         return 0, workspace
     return min(images * part * centres * product, max(KEPT_BYTES, weight // KEPT_SHARE)), workspace
