@@ -68,11 +68,15 @@ class RowBuffer:
 
     A fresh (C, D) gradient each step would cost its pages anew, and one of sampled rows does not fit `.grad`.
 
+    Args:
+        made: called with new memory before anything is written there; None = nothing is.
+
     Attributes:
         filled: rows that hold a gradient; 0 = none since `clear`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, made: Callable[[Tensor], object] | None = None) -> None:
+        self._made = made
         self._buffer: Tensor | None = None
         self.filled = 0
 
@@ -93,6 +97,8 @@ class RowBuffer:
         if self._buffer is None or len(self._buffer) < rows:
             self._buffer = None  # before the larger one is made
             self._buffer = like_ND.new_empty(rows, like_ND.shape[1])
+            if self._made is not None:
+                self._made(self._buffer)
         self.filled = rows
         return self.rows(), False
 

@@ -6,7 +6,7 @@ mean over the mini-batch X; the embeddings' gradient is that of Eq. 8, the centr
 the entries E of the queue. No scalar has both gradients: the mini-batch's loss is divided by |X| + |E|, which is right
 for the centres, and on its way to the embeddings the gradient is multiplied by (|X| + |E|) / |X|. A factor of the loss
 multiplies both. The queue's own part is made in the backward pass of the step's first micro-batch, block of entries by
-block, from logits that live no longer than their block, and with no product for the embeddings' gradient.
+block, from shares that live no longer than their block, and with no product for the embeddings' gradient.
 
 What the paper leaves open:
 - |X| counts the images of the step over all processes, as every head's loss does, unlabelled ones too. Those do not
@@ -18,8 +18,8 @@ What the paper leaves open:
   Entries whose class found none are left out of the step and of |E|.
 
 Several processes: the queue is of all images of all of them, and every process holds it whole, 2 Q D x 4 bytes (without
-compensation half of it). A step sends what a sharded head's does, and of the entries target cosines, largest logits,
-sums and nearest cosines, Q x 4 bytes each (with a sample once more); with compensation their centres now, Q D x 4, and
+compensation half of it). A step sends what a sharded head's does, and of the entries target cosines, what sums are
+relative to, sums and nearest cosines, Q x 4 bytes each (with a sample once more); with compensation their centres now, Q D x 4, and
 those of the new entries, B W D x 4: all of them sums over processes, which send 2 (W - 1) / W times as much. Dividing
 the queue would send no less: Eq. 7's result is needed everywhere.
 """
@@ -42,13 +42,13 @@ from visard.heads.softmax import means_of
 from visard.records import Batch
 
 BLOCK_BYTES = 1 << 27
-"""Logits of a block that are kept between its two passes: half of it is hardly slower, more of it no faster."""
+"""Shares of a block, all kept between its two passes: half of it is hardly slower, more of it no faster."""
 
 BLOCK_LEAST = 128
-"""Entries of a block; fewer make slow products, so where the logits of so many are too large, none are kept."""
+"""Entries of a block; fewer make slow products, so where the shares of so many are too large, a part is kept."""
 
 BLOCK_MOST = 1024
-"""Entries of a block whose logits are made twice, and of any block."""
+"""Entries of a block whose shares are partly made twice, and of any block."""
 
 
 class BroadFaceHead(ShardedHead):
@@ -136,7 +136,7 @@ class BroadFaceHead(ShardedHead):
             )
 
     def _block_rows(self) -> int:
-        """Entries of a block, the same on all processes: so many that their logits can be kept."""
+        """Entries of a block, the same on all processes: so many that their shares can all be kept."""
         most = -(-self.num_classes // dist.world_size())
         itemsize = (self.settings.products or self.weight.dtype).itemsize
         rows = BLOCK_BYTES // max(most * itemsize, 1)

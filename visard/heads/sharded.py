@@ -6,7 +6,7 @@ Distributed FC (ArcFace's model parallelism; Towards Large-scale Masked Face Rec
 
 Every process computes the logits of all images against its own classes, so that a step costs, in bytes a process:
 the gathered embeddings, B W D x 4, and their returned gradients, as many; labels, B W x 8; target cosines, B W x 4;
-and of the softmax itself largest logits, sums and nearest cosines, B W x 4 each (the paper counts the sum alone, Sec.
+and of the softmax itself what sums are relative to, sums and nearest cosines, B W x 4 each (the paper counts the sum alone, Sec.
 2.1). A sample takes the labels once more.
 
 The gradient of the centres never goes through autograd: backward writes it into one buffer of the rows that take part,
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from visard import dist
 from visard.config import HeadConfig
+from visard.device import ask_for_large_pages
 from visard.functional.softmax import SoftmaxOutput
 from visard.functional.softmax_chunked import Part, RowBuffer, margin_softmax
 from visard.heads.base import Head
@@ -74,7 +75,7 @@ class ShardedHead(Head):
         # Every process sees all images, so the margin's sums are over all of them already.
         self.margin = HeadMargin(config.margin, all_images_here=True)
         self.settings = settings_of(config, device)
-        self._gradient = RowBuffer()
+        self._gradient = RowBuffer(made=ask_for_large_pages)
         self._sample: Tensor | None = None
         self._labels_known = False
 

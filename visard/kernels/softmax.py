@@ -70,8 +70,8 @@ class Tiling:
 def triton_pieces(device: torch.device | None = None, tiling: Tiling | None = None) -> Pieces:
     """Pieces for CUDA devices (compute capability 8.0 and later) or, to test them, for Triton's interpreter.
 
-    Equal to `softmax_pieces.CHUNKED` up to rounding, for float32 embeddings and any setting. Logits are never kept
-    between forward and backward: call with `Settings(keep=False)`, else memory is set aside for nothing.
+    Equal to `softmax_pieces.CHUNKED` up to rounding, for float32 embeddings and any setting. Nothing is kept
+    between forward and backward: `Settings.keep` makes no difference.
 
     Args:
         device: where it will run, to refuse now rather than in the first step; None = not known yet.

@@ -31,7 +31,7 @@ DEVICES = (1, 2, 4, 8, 16, 32, 64)
 MANY_BLOCKS = 150
 LEGEND = (
     "weights to activations: of the network; classifier: centres, their momentum and gradient; its work: embeddings,",
-    "logits and buffers while the loss is computed; when: the moment of the peak; most images: that fit; sends: a",
+    "shares and buffers while the loss is computed; when: the moment of the peak; most images: that fit; sends: a",
     "device in a step; paper's FC: 3 Mem_w + 2 Mem_logits (docs/plan.md)",
 )
 
