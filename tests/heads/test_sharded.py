@@ -22,7 +22,7 @@ from visard.errors import UserError
 from visard.functional.softmax import margin_softmax_whole
 from visard.heads.full import FullHead
 from visard.heads.margin import first_state, margin_of
-from visard.heads.sharded import ShardedHead
+from visard.heads.sharded import ShardedHead, largest
 
 ARC = {"kind": "combined", "m2": 0.5, "scale": 16.0}
 ADA, CURRICULAR = {"kind": "adaface", "scale": 16.0}, {"kind": "curricularface", "scale": 16.0}
@@ -115,6 +115,28 @@ def test_a_sample_holds_the_positives_and_the_rate_a_process(results: list[list[
     crowded = list(CASES).index("more positives than sample")
     positives = CASES["more positives than sample"].problem()[2].unique()
     assert torch.isin(positives, torch.cat([of_rank[crowded]["rows"] for of_rank in results])).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 37, 500, 9_999, 10_000])
+@pytest.mark.parametrize("raised", [0, 3, 600])
+def test_the_largest_keys_are_found(count: int, raised: int) -> None:
+    """Uniform keys, some raised by 1 or 2 as the labels' are; of 10,000, also where more are raised than wanted."""
+    generator = torch.Generator().manual_seed(count)
+    keys = torch.rand(10_000, generator=generator)
+    keys[torch.randperm(10_000, generator=generator)[:raised]] += 1.0
+    expected = keys.topk(count, sorted=False).indices.sort().values
+    assert torch.equal(keys[largest(keys, count)].sort().values, keys[expected].sort().values)
+    assert torch.equal(largest(keys, count), largest(keys, count).unique())
+
+
+def test_the_largest_of_keys_that_are_not_spread_evenly() -> None:
+    """Fewer above the bound than wanted, and ties."""
+    keys = torch.zeros(1000)
+    keys[::7] = 0.5
+    place = largest(keys, 200)
+    assert torch.equal(place, place.unique())
+    assert len(place) == 200
+    assert (keys[place] == 0.5).sum() == 143
 
 
 def test_the_sample_follows_the_generator() -> None:

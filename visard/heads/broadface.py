@@ -19,9 +19,9 @@ What the paper leaves open:
 
 Several processes: the queue is of all images of all of them, and every process holds it whole, 2 Q D x 4 bytes (without
 compensation half of it). A step sends what a sharded head's does, and of the entries target cosines, what sums are
-relative to, sums and nearest cosines, Q x 4 bytes each (with a sample once more); with compensation their centres now, Q D x 4, and
-those of the new entries, B W D x 4: all of them sums over processes, which send 2 (W - 1) / W times as much. Dividing
-the queue would send no less: Eq. 7's result is needed everywhere.
+relative to, sums and nearest cosines, Q x 4 bytes each (with a sample once more); with compensation their centres now,
+Q D x 4, and those of the new entries, B W D x 4: all of them sums over processes, which send 2 (W - 1) / W times as
+much. Dividing the queue would send no less: Eq. 7's result is needed everywhere.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ Distributed FC (ArcFace's model parallelism; Towards Large-scale Masked Face Rec
 
 Every process computes the logits of all images against its own classes, so that a step costs, in bytes a process:
 the gathered embeddings, B W D x 4, and their returned gradients, as many; labels, B W x 8; target cosines, B W x 4;
-and of the softmax itself what sums are relative to, sums and nearest cosines, B W x 4 each (the paper counts the sum alone, Sec.
-2.1). A sample takes the labels once more.
+and of the softmax itself what sums are relative to, sums and nearest cosines, B W x 4 each (the paper counts the sum
+alone, Sec. 2.1). A sample takes the labels once more.
 
 The gradient of the centres never goes through autograd: backward writes it into one buffer of the rows that take part,
 and `row_gradients` hands that to the optimizer, which moves those rows and leaves the others alone.
@@ -15,6 +15,7 @@ and `row_gradients` hands that to the optimizer, which moves those rows and leav
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -218,5 +219,22 @@ class ShardedHead(Head):
             keys += torch.zeros_like(keys).index_fill_(0, torch.where(here_n, row_n, count), 1.0)
         row_N, here_N = self.here(labels_N)
         keys.index_fill_(0, torch.where(here_N, row_N, count), 2.0)
-        sample: Tensor = keys[:count].topk(wanted, sorted=False).indices.sort().values
-        return sample
+        return largest(keys[:count], wanted)
+
+
+def largest(keys_C: Tensor, count: int) -> Tensor:
+    """(count,) int64 increasing: where the largest keys are, most of which are spread evenly between 0 and 1.
+
+    On a CPU nearly all others are put aside by comparison first, which takes a third of the time. On a GPU that
+    would have to be waited for.
+    """
+    if keys_C.device.type == "cpu" and 0 < count < len(keys_C):
+        # So many more are above this that fewer than `count` are so once in 10**9 draws.
+        bound = 1.0 - (count + 6.0 * math.sqrt(count) + 1.0) / len(keys_C)
+        place_n = (keys_C > bound).nonzero().squeeze(1)
+        if len(place_n) >= count:
+            too_many = len(place_n) - count
+            lowest = keys_C[place_n].topk(too_many, largest=False, sorted=False).indices
+            return place_n[torch.ones_like(place_n, dtype=torch.bool).index_fill_(0, lowest, False)]
+    place_c: Tensor = keys_C.topk(count, sorted=False).indices.sort().values
+    return place_c
