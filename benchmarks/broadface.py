@@ -44,7 +44,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from head import KEEP_FREED, relative_error, resident
+from head import TUNED, relative_error, resident
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -97,7 +97,7 @@ def run_all(ways: list[tuple[str, int]], arguments: argparse.Namespace) -> list[
     """Measures each way at each size in a process of its own, on the one core."""
     found = []
     for way, size in ways:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(KEEP_FREED if "tuned" in way else {})}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(TUNED if "tuned" in way else {})}
         command = [sys.executable, __file__, "--child", way, str(size), "--classes", str(arguments.classes)]
         pin = functools.partial(os.sched_setaffinity, 0, {arguments.core})
         done = subprocess.run(

@@ -90,6 +90,12 @@ def test_one_side_of_pairs(source: Path, tmp_path: Path) -> None:
     kept = data.ids.index("ann/2.jpg")
     assert np.array_equal(data.image(kept), before.image(1))
     assert lines(out)["ann/2.masked.jpg"]["source"] == "ann/2.jpg"
+    # Pairs of images that are not there are left out, and counted.
+    pairs.write_text(pairs.read_text() + "ann/1.jpg\tdan/1.jpg\t0\t1\n")
+    assert main(["mask", str(source), str(tmp_path / "four"), "--pairs", str(pairs), "--tool", "template"]) == 0
+    report = json.loads((tmp_path / "four" / "report.json").read_text())
+    assert (report["pairs"], report["pairs_left_out"]) == (3, 1)
+    pairs.write_text("".join(pairs.read_text().splitlines(keepends=True)[:3]))
     # A refused image may be left out, with its pairs.
     less = tmp_path / "less"
     arguments = ["mask", str(source), str(less), "--pairs", str(pairs), "--tool", "template", "--refused", "leave-out"]

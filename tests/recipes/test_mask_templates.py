@@ -161,6 +161,8 @@ def test_images_that_are_not_there_or_refused_go_with_their_lines(
     listed, pairs = lists_of(tmp_path / "kept")
     assert 2 not in listed.templates
     assert compared(pairs) == [(1, 11, 1), (1, 31, 0), (12, 11, 1)]
+    report = json.loads((tmp_path / "kept" / "report.json").read_text())
+    assert report["templates_masked"] == 1, "the one image of 31 stayed as it was"
     assert masked(tmp_path, tmp_path / "less", "--refused", "leave-out") == 0
     listed, pairs = lists_of(tmp_path / "less")
     assert 31 not in listed.templates, "the masked version of 12 was its one image"

@@ -60,11 +60,13 @@ class Plan:
     Args:
         jobs: the images.
         pairs: number of the first image's job, of the second's, same person, fold.
+        absent_pairs: pairs left out because an image of theirs is not there.
         templates: of a template set.
     """
 
     jobs: Sequence[Job]
     pairs: Sequence[tuple[int, int, bool, int]] = ()
+    absent_pairs: int = 0
     templates: Templates | None = None
 
 
@@ -114,7 +116,8 @@ def _of_pairs(config: MaskCopyConfig, dataset: Any) -> Plan:
         [(row, first) for row in left] + [(row, second) for row in right], config, dataset.ids, twins=first != second
     )
     rows = zip(left, right, present.same.tolist(), present.fold.tolist(), strict=True)
-    return Plan(jobs, [(numbers[a, first], numbers[b, second], same, fold) for a, b, same, fold in rows])
+    numbered = [(numbers[a, first], numbers[b, second], same, fold) for a, b, same, fold in rows]
+    return Plan(jobs, numbered, absent_pairs=len(pairs) - len(present))
 
 
 def _of_templates(config: MaskCopyConfig, path: Path, dataset: Any) -> Plan:

@@ -155,6 +155,7 @@ def _assemble(
     counts: Counter[str] = Counter()
     origins: Counter[str] = Counter()
     kept: set[int] = set()
+    worn: set[int] = set()
     shown = Shown(config, dataset.size, [k for k in order if jobs[k].tool is not None])
     writing = _folder if config.loose or config.to == "folder" else _records
     with writing(config, dataset, target) as (folder, add):
@@ -163,6 +164,8 @@ def _assemble(
                 del line[MADE_FROM]
                 refused = line.get("refused")
                 counts[refused or ("masked" if "look" in line else "plain")] += 1
+                if "look" in line and not refused:
+                    worn.add(number)
                 if "points" in line:
                     origins[line["points"]] += 1
                 shown.note(number, line, data)
@@ -183,10 +186,11 @@ def _assemble(
         if plan.pairs:
             report |= _write_pairs(config, folder, plan, kept)
         if not kept:
-            raise _EmptyError(f"{config.src}: every crop was refused, so nothing is written; are these aligned faces?")
+            remedy = "are the points of these crops?" if config.loose else "are these aligned faces?"
+            raise _EmptyError(f"{config.src}: every crop was refused, so nothing is written; {remedy}")
         made = sorted(kept)
         if plan.templates is not None:
-            report |= _write_templates(config, folder, plan, plan.templates, kept)
+            report |= _write_templates(config, folder, plan, plan.templates, kept, worn)
             made = [number for number in plan.templates.jobs if number in kept]
         if points is not None and points.lines and (config.loose or config.templates is not None):
             _write_points(config, dataset, folder, [jobs[number] for number in made], points)
@@ -327,13 +331,13 @@ def _write_pairs(config: MaskCopyConfig, folder: Path, plan: Plan, kept: set[int
     sides = "both images" if config.side == "both" else f"{config.side} image"
     remark = f"{Path(config.pairs or config.src).name}, {sides} masked, seed {config.seed}"
     write_pairs(folder / "pairs.txt", pairs, [job.id for job in plan.jobs], remark=remark)
-    return {"pairs": len(whole), "pairs_left_out": len(plan.pairs) - len(whole)}
+    return {"pairs": len(whole), "pairs_left_out": plan.absent_pairs + len(plan.pairs) - len(whole)}
 
 
 def _write_templates(
-    config: MaskCopyConfig, folder: Path, plan: Plan, made: Templates, kept: set[int]
+    config: MaskCopyConfig, folder: Path, plan: Plan, made: Templates, kept: set[int], worn: set[int]
 ) -> dict[str, Any]:
-    """meta/ with the lists of images and of pairs, of what was kept; for the report."""
+    """meta/ with the lists of images and of pairs, of what was kept; for the report, which of them wear a mask."""
     assert config.templates is not None
     lines = [line for line, number in enumerate(made.jobs) if number in kept]
     listed = made.listed.take(lines)
@@ -344,7 +348,7 @@ def _write_templates(
     listed.write(folder / META / config.templates.name)
     if pairs is not None and config.pairs is not None:
         pairs.write(folder / META / config.pairs.name)
-    masked = {int(made.listed.templates[line]) for line in lines if plan.jobs[made.jobs[line]].tool is not None}
+    masked = {int(made.listed.templates[line]) for line in lines if made.jobs[line] in worn}
     return {
         "templates": len(set(listed.templates.tolist())),
         "templates_masked": len(masked),

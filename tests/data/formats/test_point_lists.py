@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from visard.data.formats.point_lists import read_point_list
-from visard.errors import FormatError
+from visard.errors import FormatError, UserError
 
 NUMBERS = "38.5 51 73 52 56 71 41 92 70 92.25"
 POINTS = np.array(NUMBERS.split(), np.float32).reshape(5, 2)
@@ -93,6 +93,14 @@ def test_arrays(tmp_path: Path, count: int) -> None:
     assert points.dtype == np.float32
     assert np.allclose(points, values[2][:468])
     assert found.points(1, "b") is None
+
+
+def test_a_folder_or_an_array_of_objects(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a folder; name the list of points or the \.npy in it"):
+        read_point_list(tmp_path, ["a"])
+    np.save(tmp_path / "p.npy", np.array([None, "x"]), allow_pickle=True)
+    with pytest.raises(FormatError, match=r"can be read \(it holds Python objects\); save"):
+        read_point_list(tmp_path / "p.npy", ["a"])
 
 
 def test_an_array_of_nothing_but_nan(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 import tokenize
 from array import array
 from collections.abc import Sequence
@@ -76,9 +77,11 @@ def read_point_list(path: Path, ids: Sequence[str]) -> PointList:
         ids: of the images, whose order that of a .npy is.
 
     Raises:
-        UserError: no such file.
+        UserError: no such file, or a folder.
         FormatError: no points, or as many of them as nothing is known to have.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name the list of points or the .npy in it")
     if not path.is_file():
         raise UserError(
             f"{path}: there is no such file; give kept, template, detected, or a file: a list of points or a .npy"
@@ -103,8 +106,9 @@ def _from_npy(path: Path, count: int) -> PointList:
             np.lib.format.read_magic(file)  # `load` below would take zip archives and pickles too
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, tokenize.TokenError) as error:  # a damaged header is taken for Python
+        reason = "it holds Python objects" if re.search("Python objects|pickle", str(error)) else error
         raise FormatError(
-            path, f"is no array that can be read ({error}); save (N, K, 2) floats with np.save"
+            path, f"is no array that can be read ({reason}); save (N, K, 2) floats with np.save"
         ) from error
     if values.ndim != 3 or values.shape[2] != 2 or values.shape[1] not in COUNTS or values.dtype.kind != "f":
         counts = ", ".join(map(str, COUNTS))
