@@ -64,13 +64,20 @@ def test_a_run_goes_on_at_another_stage_and_number_of_processes(
 
 
 def test_stages_share_batch_norm_dropout_and_the_saved_model(tmp_path: Path) -> None:
-    """Stage 0 and stage 3 with the real network: equal to rounding, and a resumed stage 3 goes on to the same bits."""
-    plain = train(2, tmp_path / "plain", run={"channels_last": False})
+    """Stage 0 and stage 3 with the real network: equal to rounding, and a resumed stage 3 goes on to the same bits.
+
+    After six steps: batch norm over 4 images amplifies the order of sums a hundredfold in six more, by chance of the
+    seed beyond any bound (12 steps: 0.01 to 34 times 1e-2 over five seeds; six: at most 0.07 times).
+    """
+    train(2, tmp_path / "plain", run={"channels_last": False})
     run = {"zero": 3, "channels_last": False}  # dropout draws in the order of memory
     divided = train(2, tmp_path / "divided", run=run)
-    for name, tensor in plain.items():  # batch norm over 4 images amplifies the order of sums, in momentum most
-        bound = 1e-2 if name.startswith("momentum.") else 1e-3
-        torch.testing.assert_close(divided[name], tensor, rtol=bound, atol=bound, msg=name)
+    after_six = [
+        checkpoint.read_tensors(tmp_path / name / "checkpoints/step_00000006") for name in ("plain", "divided")
+    ]
+    for name, tensor in after_six[0].items():
+        bound = 2e-3 if name.startswith("momentum.") else 2e-4
+        torch.testing.assert_close(after_six[1][name], tensor, rtol=bound, atol=bound, msg=name)
     shutil.copytree(tmp_path / "divided", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step_00000012")
     assert_same_bits(train(2, tmp_path / "parts", run=run, resume=True), divided)
