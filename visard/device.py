@@ -113,7 +113,8 @@ def ask_for_large_pages(tensor: Tensor) -> bool:
         tensor: contiguous, its values not yet written.
 
     Returns:
-        Whether the kernel took note.
+        Whether the kernel took the advice; what it then does, or whether the memory was touched before (torch fills new
+        tensors in its deterministic mode unless told not to), this does not say.
     """
     if sys.platform != "linux" or tensor.device.type != "cpu" or tensor.nbytes < LARGE_PAGES_FROM:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -24,8 +25,14 @@ from visard.functional import softmax_chunked, softmax_pieces, softmax_workspace
 from visard.functional.softmax_chunked import Settings, margin_softmax
 
 
-def assert_equal(p: Problem, name: str, settings: Settings | None = None, weighted: bool = False) -> None:
-    """Float64 to rounding; float32 no worse than a few times the whole computation in float32."""
+def assert_equal(
+    p: Problem, name: str, settings: Settings | None = None, weighted: bool = False, *, any_angle: bool = False
+) -> None:
+    """Float64 to rounding; float32 no worse than a few times the whole computation in float32.
+
+    With `any_angle` the second is left out where an image lies within 0.03 rad of its centre's line: there the cosine
+    has half of the angle's digits, and which of them a computation gets is chance (see `test_ties`).
+    """
     truth, exact = solved(p, name, whole=True, settings=settings, weighted=weighted)
     double, ours = solved(p, name, settings=settings, weighted=weighted)
     for got, right in zip(ours, exact, strict=True):
@@ -35,6 +42,8 @@ def assert_equal(p: Problem, name: str, settings: Settings | None = None, weight
     assert double.state.keys() == truth.state.keys()
     for key, value in truth.state.items():
         torch.testing.assert_close(double.state[key], value)
+    if any_angle and (1.0 - truth.cos.square()).amin() < 0.03**2:
+        return
     _, naive = solved(p, name, whole=True, settings=settings, weighted=weighted, dtype=torch.float32)
     _, single = solved(p, name, settings=settings, weighted=weighted, dtype=torch.float32)
     for got, plain, right in zip(single, naive, exact, strict=True):
@@ -86,7 +95,8 @@ def test_equals_the_whole_at_any_shape(data: st.DataObject) -> None:
         patch.setattr(softmax_workspace, "chunk_classes", lambda *_: size)
         # Below 0 no sum is taken as it is: the largest logit so far is subtracted.
         patch.setattr(softmax_workspace, "MOST_LOGIT", draw(st.sampled_from([70.0, -1.0]), "most logit"))
-        assert_equal(p, draw(st.sampled_from(list(MARGINS)), "margin"), settings, draw(st.booleans(), "weighted"))
+        name, weighted = draw(st.sampled_from(list(MARGINS)), "margin"), draw(st.booleans(), "weighted")
+        assert_equal(p, name, settings, weighted, any_angle=True)
 
 
 def test_one_dimension(chunks: Callable[[int], None]) -> None:
@@ -195,7 +205,9 @@ def test_shares_of_some_classes_are_kept(
         assert error(got, right) < 1e-11
 
 
-def test_without_gradients_nothing_is_kept() -> None:
+@pytest.mark.parametrize("name", MARGINS)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_nothing_is_kept(name: str, mode: Callable[[], AbstractContextManager[None]]) -> None:
     """An evaluation's loss needs one product of three."""
     left = []
 
@@ -206,12 +218,30 @@ def test_without_gradients_nothing_is_kept() -> None:
     p = problem()
     settings = Settings(pieces=softmax_pieces.Pieces(watch, softmax_pieces.gradients), keep=True)
     emb, weight = p.emb.requires_grad_(), p.weight.requires_grad_()
-    with torch.no_grad():
-        margin_softmax(emb, weight, p.labels, MARGINS["combined"][0], scale=SCALE, denominator=7, settings=settings)
+    margin, state = MARGINS[name]
+    with mode():
+        loss = margin_softmax(
+            emb, weight, p.labels, margin, scale=SCALE, denominator=7, state=state, settings=settings
+        ).loss
+    _, exact = solved(problem(), name, whole=True)
+    assert loss.item() == pytest.approx(exact[0].item(), rel=1e-9)
     (saved,) = left
     assert saved is not None
     assert saved.share_RN is None
     assert saved.unit_ND is None
+
+
+def test_many_images_of_a_class_give_the_same_bits_on_several_threads() -> None:
+    p = problem(images=128, classes=200, dim=512, unlabelled=0.0, dtype=torch.float32)
+    p.labels = torch.arange(128) % 8
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        first, *others = (solved(p, "plain", dtype=torch.float32)[1][2] for _ in range(10))
+    finally:
+        torch.set_num_threads(threads)
+    for other in others:
+        assert torch.equal(other, first)
 
 
 def test_own_classes_are_left_out_as_on_a_gpu(chunks: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,15 @@ def test_a_buffer_adds_up_micro_batches(products: torch.dtype | None, chunks: Ca
     assert torch.equal(filled(slice(0, 12)), once)
 
 
+def test_new_memory_of_a_buffer_is_shown_once_before_it_is_written() -> None:
+    shown: list[Tensor] = []
+    buffer, like = RowBuffer(made=shown.append), torch.zeros(1, 3)
+    for rows in (4, 2, 4, 7):
+        buffer.clear()
+        buffer.room(rows, like)[0].fill_(1.0)
+    assert [len(memory) for memory in shown] == [4, 7]
+
+
 def test_a_buffer_is_reused_and_grows() -> None:
     buffer = RowBuffer()
     like = torch.empty(1, 4)

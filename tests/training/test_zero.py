@@ -78,6 +78,8 @@ def test_stages_share_batch_norm_dropout_and_the_saved_model(tmp_path: Path) -> 
     for name, tensor in after_six[0].items():
         bound = 2e-3 if name.startswith("momentum.") else 2e-4
         torch.testing.assert_close(after_six[1][name], tensor, rtol=bound, atol=bound, msg=name)
+    for left, right in zip(rows(tmp_path / "plain"), rows(tmp_path / "divided"), strict=True):
+        assert right["loss"] == pytest.approx(left["loss"], rel=1e-5 if left["step"] <= 6 else 2e-2)
     shutil.copytree(tmp_path / "divided", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step_00000012")
     assert_same_bits(train(2, tmp_path / "parts", run=run, resume=True), divided)

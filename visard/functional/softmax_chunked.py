@@ -42,8 +42,8 @@ class Settings:
             losses within 3e-4, gradients within 0.5 % at D = 512 and 1.6 % at D = 64 (a chunk's results are bf16, sums
             over chunks float32). A loss near 0 is less exact: 2 %.
         keep: keep all shares between forward and backward, which saves one product of four; None = those of as many
-            classes as fit a budget (`KEPT_BYTES`, `KEPT_SHARE`). Changes no bit where sums need no maximum
-            (`Workspace.bounded`), elsewhere the rounding.
+            classes as fit a budget (`KEPT_BYTES`, `KEPT_SHARE`; soft targets have one for each side). Changes no bit
+            where sums need no maximum (`Workspace.bounded`), elsewhere the rounding.
         ignored_C: (C,) bool, classes that are nobody's negatives; None = none. Of the sampled ones, if there is a
             sample.
         conflict_cos: negatives with a larger plain cosine are left out of the sum; None = none. Cosine and bound are
@@ -273,7 +273,7 @@ def job_of(
 
 def _slopes(values_N: Tensor, by: tuple[Tensor, ...], zeros_N: Tensor) -> tuple[Tensor, ...]:
     """d value / d each of `by`, image by image; 0 where it does not depend on it."""
-    if not values_N.requires_grad:
+    if not values_N.requires_grad or torch.is_inference_mode_enabled():
         return tuple(zeros_N for _ in by)
     found = torch.autograd.grad(values_N.sum(), by, retain_graph=True, allow_unused=True)
     return tuple(zeros_N if slope is None else slope for slope in found)

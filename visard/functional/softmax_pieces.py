@@ -185,8 +185,12 @@ def add_own(n: Negatives, g: LogitGradient, unit_grad_ND: Tensor | None, weight_
     if weight_grad_RD is not None:
         across_ND = n.unit_ND - own_ND * g.own_cos_N.unsqueeze(1)
         pull_ND = torch.where(here_N1, across_ND * (push_N1 * inverse_N1), 0.0)
-        # Not index_add_, whose order, and so whose result, changes from run to run on a GPU.
-        weight_grad_RD.index_put_((row_N,), pull_ND, accumulate=True)
+        # The order of additions to one row must not change from run to run: index_put_ sorts on a GPU, where index_add_
+        # does not; on several threads of a CPU it is the other way round.
+        if weight_grad_RD.device.type == "cpu":
+            weight_grad_RD.index_add_(0, row_N, pull_ND)
+        else:
+            weight_grad_RD.index_put_((row_N,), pull_ND, accumulate=True)
 
 
 def sum_type(tensor: Tensor) -> torch.dtype:

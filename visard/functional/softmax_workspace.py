@@ -36,11 +36,12 @@ LEAST_COS = -2.0
 """No cosine is below this; what is, was excluded."""
 
 MOST_LOGIT = 70.0
-"""Shares from exp(-this) to exp(this) are taken as they are: what one over them is multiplied by (a loss scale, an
-image's part of a loss) may still be between e**-17 and e**17, and all of it is a number of float32."""
+"""Shares from exp(-this) to exp(this) are taken as they are: one over the smallest sum, times s and times a factor of
+the loss (a loss scale over the images of a step) of up to 2**20, is still a number of float32."""
 
 MOST_SUM = 80.0
-"""So are sums of them up to exp of this; times s they are below float32's largest number, exp(88.7)."""
+"""So are sums of them up to exp of this, where all cosines of millions of classes are 1; times s they are below
+float32's largest number, exp(88.7), and one over them has its digits with factors of the loss down to 1e-4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ class Saved:
             self.inverse_R = n.unit_ND.new_empty(classes * n.centres)
 
     def forget_shares(self) -> None:
-        """Gives back what is large: `gradients` computes it anew."""
+        """Gives back what grows with the classes, which `gradients` computes anew; `unit_ND` stays for another time."""
         self.share_RN = self.inverse_R = None
         self.chunk_shifts = []
 
