@@ -30,8 +30,8 @@ def assert_equal(
 ) -> None:
     """Float64 to rounding; float32 no worse than a few times the whole computation in float32.
 
-    With `any_angle` the second is left out where an image lies within 0.03 rad of its centre's line: there the cosine
-    has half of the angle's digits, and which of them a computation gets is chance (see `test_ties`).
+    With `any_angle` images may lie within 0.03 rad of their centre's line, where a cosine has half of an angle's digits
+    (see `test_ties`): there float32 may also be off by as much as the exact result is at angles rounded so.
     """
     truth, exact = solved(p, name, whole=True, settings=settings, weighted=weighted)
     double, ours = solved(p, name, settings=settings, weighted=weighted)
@@ -42,13 +42,33 @@ def assert_equal(
     assert double.state.keys() == truth.state.keys()
     for key, value in truth.state.items():
         torch.testing.assert_close(double.state[key], value)
+    spread = [0.0] * len(exact)
     if any_angle and (1.0 - truth.cos.square()).amin() < 0.03**2:
-        return
+        angle = (1.0 - truth.cos.square()).clamp(min=2.0**-22).sqrt().amin().item()
+        spread = of_rounded_angles(p, name, settings, weighted, exact, angle)
     _, naive = solved(p, name, whole=True, settings=settings, weighted=weighted, dtype=torch.float32)
     _, single = solved(p, name, settings=settings, weighted=weighted, dtype=torch.float32)
-    for got, plain, right in zip(single, naive, exact, strict=True):
+    for got, plain, right, chance in zip(single, naive, exact, spread, strict=True):
         # A cosine rounded to 2**-23 changes a probability by s times that.
-        assert error(got, right) <= 3 * error(plain, right) + 2 * SCALE * 2.0**-23
+        assert error(got, right) <= 3 * error(plain, right) + 2 * SCALE * 2.0**-23 + chance
+
+
+def of_rounded_angles(
+    p: Problem, name: str, settings: Settings | None, weighted: bool, exact: list[Tensor], angle: float
+) -> list[float]:
+    """By how much the whole in float64 moves, at most of eight times, if directions turn by what a rounded cosine tells
+    of the least angle: d cos = 2**-21 (lengths, products and their sum are rounded) is 2**-21 / sin(angle)."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(8):
+        emb, weight = (
+            t * (1 + 2.0**-21 / angle * (2 * torch.rand(t.shape, generator=generator, dtype=t.dtype) - 1))
+            for t in (p.emb.detach(), p.weight.detach())
+        )
+        moved = Problem(emb, weight, p.labels, p.weights)
+        _, results = solved(moved, name, whole=True, settings=settings, weighted=weighted)
+        found.append([error(got, right) for got, right in zip(results, exact, strict=True)])
+    return [max(column) for column in zip(*found, strict=True)]
 
 
 @pytest.mark.parametrize("name", MARGINS)
