@@ -50,7 +50,7 @@ def assert_equal(
     _, single = solved(p, name, settings=settings, weighted=weighted, dtype=torch.float32)
     for got, plain, right, chance in zip(single, naive, exact, spread, strict=True):
         # A cosine rounded to 2**-23 changes a probability by s times that.
-        assert error(got, right) <= 3 * error(plain, right) + 2 * SCALE * 2.0**-23 + chance
+        assert error(got, right) <= 3 * (error(plain, right) + chance) + 2 * SCALE * 2.0**-23
 
 
 def of_rounded_angles(
