@@ -202,7 +202,7 @@ def cosface(cosines: Tensor, labels: Tensor) -> Tensor:
 
 
 class InPlaceSoftmax(torch.autograd.Function):
-    """The peer's loss: the softmax in the logits' own memory; its gradient with targets as a dense matrix, as theirs."""
+    """The peer's loss: the softmax in the logits' own memory; its gradient with the targets as a dense matrix."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
